@@ -1,0 +1,322 @@
+"""One attempt at one target: the sink of its exchange.
+
+The head decides in which of three shapes the answer comes:
+
+    whole    collected, and judged when it is complete                          `answers.take`
+    events   server-sent events: held until the first data event, then relayed  `stream.EventStream`
+    raw      audio and images: relayed as it comes from its first byte on
+
+Up to the commit point (the first of these things that goes to the client) the attempt ends in `flow.failed`, and another target may be
+tried; after it in `flow.finish` or `flow.broken`, and never in another target.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from backends.errors import ConnectTimedOut, NotReady, StaleConnection
+from gateway.errors import GatewayError, ModelLoading, UpstreamFailed, UpstreamTimeout
+from gateway.relay import answers
+from gateway.relay.stream import EventStream
+from gateway.wire import heads, sse
+
+if TYPE_CHECKING:
+    from backends.base import Call, Exchange, Headers
+    from backends.errors import BackendError
+    from gateway.relay.flow import Flow
+    from gateway.routing.table import Target
+
+_LINGER_S = 1.0  # how long a backend may take to end its message behind [DONE] before its connection is given up
+_RAW_TAIL_BYTES = 4096  # of a raw JSON answer: its usage stands at the end
+_WEIGHED_FROM_BYTES = 1_000_000  # a whole answer above this counts against the memory that the process may hold
+
+
+class Attempt:
+    """What became of one try. `target` is None where the gateway answers itself. `asked_usage`: we put `stream_options` into the body."""
+
+    __slots__ = (
+        "_body",
+        "_collected_bytes",
+        "_held_bytes",
+        "_last",
+        "_raw",
+        "_tail",
+        "asked_usage",
+        "client_model",
+        "committed",
+        "exchange",
+        "flow",
+        "headers",
+        "renames_model",
+        "started_s",
+        "status",
+        "stream",
+        "target",
+    )
+
+    def __init__(self, flow: Flow, target: Target | None, exchange: Exchange, asked_usage: bool, client_model: str | None) -> None:
+        self.flow = flow
+        self.target = target
+        self.exchange: Exchange | None = exchange
+        self.asked_usage = asked_usage
+        self.client_model = client_model  # what the answer's `model` is to say; None: leave it as it is
+        self.started_s = time.monotonic()
+        self.committed = False
+        self.status = 0
+        self.stream: EventStream | None = None
+        self._raw = False
+        self._body: list[bytes] = []
+        self._collected_bytes = 0
+        self._held_bytes = 0
+        self._tail = b""
+        self._last = b""
+
+    def start(self, call: Call) -> None:
+        exchange = self.exchange
+        assert exchange is not None
+        exchange.start(call, self)
+
+    @property
+    def sent(self) -> bool:
+        """May the backend have begun to work?"""
+        return self.exchange is None or self.exchange.sent
+
+    @property
+    def sent_at_s(self) -> float:
+        """When the request went out (time.monotonic)."""
+        connect_ms = self.exchange.connect_ms if self.exchange is not None else None
+        return self.started_s + (connect_ms or 0.0) / 1000
+
+    @property
+    def relayed_tokens(self) -> int:
+        """A rough count of what came, for where the backend says nothing: one token an event, else four bytes each."""
+        return self.stream.data_events if self.stream is not None else self._collected_bytes // 4
+
+    # the sink
+
+    def on_head(self, status: int, headers: Headers) -> None:
+        try:
+            self._take_head(status, headers)
+        except Exception:
+            self.flow.bug()
+
+    def on_data(self, data: bytes) -> None:
+        flow = self.flow
+        if flow.over:
+            return
+        try:
+            stream = self.stream
+            if stream is not None:
+                if not stream.done:
+                    block = stream.feed(data)
+                    if block:
+                        self._relay(stream, block)
+            elif self._raw:
+                self._relay_raw(data)
+            else:
+                self._collect(data)
+        except sse.EventTooLarge:
+            self._break_off(UpstreamFailed("The backend sent an event larger than the gateway takes."), "garbage")
+        except Exception:
+            flow.bug()
+
+    def on_end(self, by_close: bool) -> None:
+        self._over()
+        if self.flow.over:
+            return
+        try:
+            if self.stream is not None:
+                self._end_of_stream(self.stream)
+            elif self._raw:
+                self._end_of_raw()
+            else:
+                answers.take(self.flow, self, b"".join(self._body))
+        except Exception:
+            self.flow.bug()
+
+    def on_error(self, error: BackendError) -> None:
+        sent = self.sent
+        self._over()
+        if self.flow.over:
+            return
+        try:
+            self._take_error(error, sent)
+        except Exception:
+            self.flow.bug()
+
+    def _over(self) -> None:
+        """The exchange has ended by itself."""
+        self.exchange = None
+        self._release()
+
+    def abort(self) -> None:
+        """Close towards the backend at once."""
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.abort()
+        self._release()
+
+    def _release(self) -> None:
+        if self._held_bytes:
+            self.flow.relay.held_bytes -= self._held_bytes
+            self._held_bytes = 0
+
+    # the three shapes
+
+    def _take_head(self, status: int, headers: Headers) -> None:
+        flow = self.flow
+        self.status = status
+        self.headers = headers
+        if self.exchange is not None:
+            flow.connected(self.exchange.connect_ms)
+        if not 200 <= status < 300:
+            return
+        if flow.resent_without_usage:
+            flow.proven_without_usage(self)
+        operation = flow.request.operation
+        if flow.streams:
+            content_type = answers.header(headers, b"content-type").lower()
+            if b"json" not in content_type and b"html" not in content_type:
+                by_close = not any(name in _FRAMING for name, _ in headers)
+                rename = sse.ModelRename(self.client_model) if self.client_model is not None else None
+                self.stream = EventStream(operation.protocol, by_close, self.asked_usage, rename)
+        elif operation.raw:
+            self._raw = True
+
+    def _collect(self, data: bytes) -> None:
+        self._body.append(data)
+        self._collected_bytes += len(data)
+        if self._collected_bytes > _WEIGHED_FROM_BYTES:
+            relay = self.flow.relay
+            weighed, self._held_bytes = self._held_bytes, self._collected_bytes
+            relay.held_bytes += self._held_bytes - weighed
+            if self._collected_bytes > relay.max_answer_bytes:
+                self._break_off(UpstreamFailed("The backend's answer is larger than the gateway takes."), "too_large")
+            elif relay.held_bytes > relay.max_held_bytes:
+                self._break_off(self.flow.too_much_held(), "no_memory")
+
+    def _relay(self, stream: EventStream, block: bytes) -> None:
+        """A block of whole events."""
+        flow = self.flow
+        if self.committed:
+            if block.startswith(b"data:") or sse.has_data(block):  # a comment does not wind the idle clock
+                flow.wind_idle_clock()
+        elif not self._commit_stream(stream, block):
+            return
+        block = stream.pass_on(block)
+        if stream.done:
+            self._last = block
+            asyncio.get_running_loop().call_soon(self._end_soon)
+        elif block:
+            flow.edge.write_piece(flow.request, block)
+
+    def _commit_stream(self, stream: EventStream, block: bytes) -> bool:
+        """Is the first data event here, and is it no error? Then the head goes out, and no other target will be tried."""
+        data = stream.first_data(block)
+        if data is None:
+            return False
+        if stream.is_error(data):
+            self._break_off(answers.stream_error(data), "error_event")
+            return False
+        self.committed = True
+        self.flow.commit(200, heads.SSE)
+        comments, stream.held_comments = stream.held_comments, b""
+        if comments:  # they go first, as they came
+            self.flow.edge.write_piece(self.flow.request, comments)
+        return True
+
+    def _relay_raw(self, data: bytes) -> None:
+        flow = self.flow
+        if self.committed:
+            flow.wind_idle_clock()
+        else:
+            self.committed = True
+            flow.commit(self.status, answers.raw_lines(self.headers))
+        self._collected_bytes += len(data)
+        self._tail = (self._tail + data)[-_RAW_TAIL_BYTES:]
+        flow.edge.write_piece(flow.request, data)
+
+    # endings
+
+    def _end_soon(self) -> None:
+        """[DONE] was seen. If the backend lingers, the client does not: finish now, and let the exchange run out."""
+        stream = self.stream
+        if self.flow.over or stream is None:
+            return
+        try:
+            self._finish_stream(stream)
+        except Exception:
+            self.flow.bug()
+        if self.exchange is not None:
+            asyncio.get_running_loop().call_later(_LINGER_S, self.abort)
+
+    def _end_of_stream(self, stream: EventStream) -> None:
+        rest = stream.last()
+        if rest:
+            try:
+                self._relay(stream, rest)
+            except sse.EventTooLarge:
+                rest = b""
+            if self.flow.over:
+                return
+        if not self.committed:
+            self.flow.failed(UpstreamFailed(f"The backend {self.flow.backend_name} ended the stream before its first event."), "empty")
+        elif stream.complete:
+            self._finish_stream(stream)
+        else:
+            self.flow.broken(self._broke_off(), "closed", "upstream_error", self._last)
+
+    def _finish_stream(self, stream: EventStream) -> None:
+        """A clean end."""
+        protocol = self.flow.request.operation.protocol
+        if stream.failed:
+            self.flow.finish(self._last, "upstream_error", "error_event")
+        else:
+            self.flow.finish(self._last + protocol.done, "success", "ok")
+
+    def _end_of_raw(self) -> None:
+        if not self.committed:
+            self.flow.failed(UpstreamFailed(f"The backend {self.flow.backend_name} answered with nothing."), "empty")
+            return
+        if b"json" in answers.header(self.headers, b"content-type").lower():
+            self.flow.usage = answers.tail_usage(self._tail.strip())
+        self.flow.finish(b"", "success", "ok")
+
+    def _take_error(self, error: BackendError, sent: bool) -> None:
+        flow, name = self.flow, self.flow.backend_name
+        if self.committed:
+            flow.broken(self._broke_off(), error.reason, "upstream_error", self._last)
+        elif isinstance(error, NotReady):
+            model = repr(flow.model)
+            if error.reason == "failed":
+                text = f"The model {model} could not be loaded; the gateway's log says why."
+            else:
+                text = f"The model {model} is still loading."
+            flow.failed(ModelLoading(text, retry_after_s=error.retry_after_s or 2), error.reason)
+        elif isinstance(error, ConnectTimedOut):
+            text = f"The backend {name} could not be reached in time."
+            flow.failed(UpstreamTimeout(text, code="upstream_connect_timeout"), error.reason)
+        else:
+            if error.__cause__ is not None:
+                flow.log_cause(error)
+            failure = UpstreamFailed(f"The backend {name} could not be reached or did not answer properly ({error.reason}).")
+            if isinstance(error, StaleConnection):
+                flow.failed_stale(failure)
+            else:
+                flow.failed(failure, error.reason)
+
+    def _break_off(self, failure: GatewayError, outcome: str) -> None:
+        """The backend's answer cannot be used: close towards it, then fail over or say so."""
+        self.abort()
+        if self.committed:
+            self.flow.broken(failure, outcome, "upstream_error", self._last)
+        else:
+            self.flow.failed(failure, outcome)
+
+    def _broke_off(self) -> UpstreamFailed:
+        return UpstreamFailed(f"The backend {self.flow.backend_name} broke off its answer.")
+
+
+_FRAMING = frozenset((b"content-length", b"transfer-encoding"))
