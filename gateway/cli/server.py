@@ -89,9 +89,11 @@ def main(compose: Callable[[Settings, int], Awaitable[Services]] = Services.open
 
 
 async def _serve(sockets: list[socket.socket], processes: int, compose: Callable[[Settings, int], Awaitable[Services]]) -> None:
+    settings = load_settings()
     try:
-        services = await compose(load_settings(), processes)
-    except (StoreFault, StoreUnavailable, OSError) as error:  # faults of the machine, not of the program: no traceback
+        tls = ServerTls.of(settings)
+        services = await compose(settings, processes)
+    except (CommandFailed, StoreFault, StoreUnavailable, OSError) as error:  # faults of the machine, not of the program: no traceback
         logger.error("the server could not start", reason=sentence(error))
         sys.exit(1)
     config = uvicorn.Config(
