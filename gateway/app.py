@@ -20,7 +20,7 @@ from auth.authenticator import Authenticator
 from auth.login import Login
 from auth.passwords import Passwords
 from auth.tokens import AccessTokens
-from backends.custom import CustomBackend
+from backends.custom import CustomBackend, verifying
 from backends.echo import EchoBackend
 from backends.folder import weights_folder
 from backends.local import LocalBackend, LocalState, PathRefused, locate
@@ -48,6 +48,7 @@ from gateway.store.spending import Spending
 from gateway.wire.tokens import Tokenizer, TokenizerFault, Tokenizers
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
 
     from starlette.types import ASGIApp
@@ -69,8 +70,9 @@ DEMO_MODELS = Path(__file__).parent.parent / "backends" / "worker" / "demo"
 class LiveBackends:
     """One backend per spec, kept over revisions: its connections survive a change of weights."""
 
-    def __init__(self, state: LocalState) -> None:
+    def __init__(self, state: LocalState, tls: ssl.SSLContext) -> None:
         self._state = state
+        self._tls = tls
         self._live: dict[BackendSpec, Backend] = {}
         self._wanted: set[BackendSpec] = set()
 
@@ -83,7 +85,7 @@ class LiveBackends:
 
     def _make(self, spec: BackendSpec) -> Backend:
         if spec.type == "custom":
-            return CustomBackend(spec.base_url, spec.authorization)
+            return CustomBackend(spec.base_url, spec.authorization, tls=self._tls)
         if spec.type == "local":
             return LocalBackend(spec.path, self._state)
         return EchoBackend(spec.delay_ms, spec.chunk_delay_ms)
@@ -149,7 +151,7 @@ class Services:
         self.live = live
         self.box = SecretBox(secret_key)
         self.local_state = LocalState(settings.run_dir / "local.json")
-        self._backends = LiveBackends(self.local_state)
+        self._backends = LiveBackends(self.local_state, verifying(settings.upstream_ca_file))
         self._tokenizers = RouteTokenizers(settings)
         self._spending = Spending()
         self._reload = False  # is a revision in the log that is not in force yet
@@ -184,7 +186,7 @@ class Services:
             relay=self.relay,
             local_state=self.local_state,
             cors_origins=settings.cors_origins,
-            cookie_secure=False,
+            cookie_secure=settings.tls_cert_file is not None,
             version=version("model-gateway"),
             ready=self.ready,
             metrics_text=lambda: exposition(self.relay.meter),

@@ -51,13 +51,20 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", validation_alias=_env("GATEWAY_LOG_LEVEL"))
     host: str = Field("127.0.0.1", validation_alias=_env("HOST"))
     port: int = Field(8000, ge=0, le=65535, validation_alias=_env("PORT"))
+    tls_cert_file: Path | None = Field(
+        None, validation_alias=_env("GATEWAY_TLS_CERT_FILE"), description="certificate chain, PEM; with the key file: https instead of http"
+    )
+    tls_key_file: Path | None = Field(None, validation_alias=_env("GATEWAY_TLS_KEY_FILE"), description="its private key, PEM, unencrypted")
+    upstream_ca_file: Path | None = Field(
+        None, validation_alias=_env("GATEWAY_UPSTREAM_CA_FILE"), description="more authorities to trust for backends, PEM"
+    )
     local_models_dir: Path | None = Field(None, validation_alias=_env("LOCAL_MODELS_DIR"), description="empty: GATEWAY_HOME/models")
     default_chat_model: str = Field("", validation_alias=_env("DEFAULT_CHAT_MODEL"))
     default_embedding_model: str = Field("", validation_alias=_env("DEFAULT_EMBEDDING_MODEL"))
     model_device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", validation_alias=_env("MODEL_DEVICE"))
     model_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", validation_alias=_env("MODEL_DTYPE"))
 
-    @field_validator("home", "local_models_dir", mode="before")
+    @field_validator("home", "local_models_dir", "tls_cert_file", "tls_key_file", "upstream_ca_file", mode="before")
     @classmethod
     def _expand(cls, value: object) -> object:
         if value == "":

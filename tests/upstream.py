@@ -1,14 +1,17 @@
 """A real OpenAI-style upstream on a real socket that does exactly what it is told, misbehaviour included.
 
-A script is a function from the request to a list of steps; the steps are written to the socket as they are. Everything the upstream saw is
-kept: requests, and for each whether the client (the gateway) closed before the script was over.
+A script gets the request and writes to the socket what it likes, when it likes. Everything the upstream saw is kept: requests, which
+connection each came over, and when the client (the gateway) closed. An `early` script answers on the head alone, while the body is still on
+its way. Over TLS it behaves, and misbehaves, alike.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,12 +27,21 @@ class Seen:
     path: str
     headers: dict[str, str]
     body: bytes
+    connection: int = 0  # the how manyeth of this upstream it came over
+    closed_at_s: float = 0.0  # time.monotonic() of the gateway's closing, 0 where it has not
     closed: asyncio.Event = field(default_factory=asyncio.Event)  # the gateway closed this connection
     over: asyncio.Event = field(default_factory=asyncio.Event)  # the script has run to its end
 
     @property
     def json(self) -> Any:
         return orjson.loads(self.body)
+
+    async def read_body(self, reader: asyncio.StreamReader) -> None:
+        self.body = await reader.readexactly(int(self.headers.get("content-length", 0)))
+
+    def note_closed(self) -> None:
+        self.closed_at_s = self.closed_at_s or time.monotonic()
+        self.closed.set()
 
 
 class Wire:
@@ -47,6 +59,14 @@ class Wire:
         lines = [f"HTTP/1.1 {status} X", f"content-type: {content_type}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         await self.send(("\r\n".join(lines) + "\r\n\r\n").encode())
+
+    async def bytewise(self, data: bytes) -> None:
+        """Every byte on its own, as far as the kernel does not join them again."""
+        for at in range(len(data)):
+            self.writer.write(data[at : at + 1])
+            if at % 8 == 7:
+                await asyncio.sleep(0)
+        await self.writer.drain()
 
     async def answer(self, value: Any, status: int = 200, content_type: str = "application/json", **headers: str) -> None:
         body = value if isinstance(value, bytes) else orjson.dumps(value)
@@ -85,10 +105,15 @@ Script = Callable[[Wire, Seen], Awaitable[None]]
 
 
 class Upstream:
-    """Listens on 127.0.0.1. `script` may be exchanged at any time; it serves one request."""
+    """Listens on 127.0.0.1. `script` may be exchanged at any time; it serves one request.
 
-    def __init__(self, script: Script | None = None) -> None:
+    `early` is run when a head is here and its body is not; if it leaves the connection open, the body is read and nothing more is written.
+    """
+
+    def __init__(self, script: Script | None = None, *, early: Script | None = None, tls: ssl.SSLContext | None = None) -> None:
         self.script: Script = script or well_behaved()
+        self.early = early
+        self._tls = tls
         self.seen: list[Seen] = []
         self.connections = 0
         self.arrived = asyncio.Condition()
@@ -98,10 +123,10 @@ class Upstream:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}/v1"
 
     async def __aenter__(self) -> Upstream:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls, backlog=1024)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -123,21 +148,27 @@ class Upstream:
         assert task is not None
         self._tasks.add(task)
         self.connections += 1
-        seen: Seen | None = None
+        number = self.connections
+        seen: Seen | None = None  # the request that this connection is about, or was about last
         try:
             while True:
-                seen = None
-                seen = await _read_request(reader)
+                arriving = await _read_head(reader)
+                arriving.connection = number
+                if self.early is None:
+                    await arriving.read_body(reader)
+                seen = arriving
                 async with self.arrived:
                     self.seen.append(seen)
                     self.arrived.notify_all()
-                await self.script(Wire(reader, writer), seen)
+                await (self.early or self.script)(Wire(reader, writer), seen)
                 seen.over.set()
                 if writer.is_closing():
                     return
+                if self.early is not None:
+                    await seen.read_body(reader)
         except (ConnectionError, asyncio.IncompleteReadError):
             if seen is not None:
-                seen.closed.set()
+                seen.note_closed()
         except asyncio.CancelledError:
             pass
         finally:
@@ -145,13 +176,12 @@ class Upstream:
             writer.close()
 
 
-async def _read_request(reader: asyncio.StreamReader) -> Seen:
+async def _read_head(reader: asyncio.StreamReader) -> Seen:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *lines = head.split("\r\n")
     method, path, _ = first.split(" ")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
-    body = await reader.readexactly(int(headers.get("content-length", 0)))
-    return Seen(method, path, headers, body)
+    return Seen(method, path, headers, b"")
 
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}

@@ -1,4 +1,4 @@
-"""`/v1/usage` (the caller's own) and `/admin/usage` (everybody's), from the hourly roll-ups."""
+"""`/v1/usage` (the caller's own) and `/admin/usage` (everybody's), from the hourly roll-ups; by arm from the rows."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ from gateway.api.moments import before, moment, moment_or_none
 from gateway.errors import InvalidRequest
 from gateway.limits.budget import format_usd
 from gateway.store import usage
+from gateway.store.engine import Connection
 from gateway.store.usage import UsageLine
 
+By = Literal["key", "model", "user", "day", "arm"]
 Since = Annotated[str, Query(max_length=60, description="A duration back from now (7d) or an RFC 3339 time; to the hour.", examples=["7d"])]
 Until = Annotated[str, Query(max_length=60, description="As `since`; absent: now.")]
-_NAMES = {"key": "key_id", "model": "model", "user": "user_id", "day": "day"}
+_NAMES = {"key": "key_id", "model": "model", "user": "user_id", "day": "day", "arm": "arm"}
 
 
 class UsageOut(BaseModel):
-    """One group's totals. Exactly one of `key_id` (null in it: login tokens), `model`, `user_id`, `day` is there, as asked for."""
+    """One group's totals. As asked for: `key_id` (null: login tokens), `model`, `user_id` or `day`; or `experiment` and `arm`."""
 
     key_id: str | None = Field(None, examples=["k3v9x0q2m7ab"])
     model: str | None = Field(None, examples=["chat"])
     user_id: str | None = Field(None, examples=["usr_9f2c1a7be04d5566"])
     day: str | None = Field(None, examples=["2026-11-20"])
+    experiment: str | None = Field(None, description="The experiment, or the model whose canary it is.", examples=["summer"])
+    arm: str | None = Field(None, examples=["candidate"])
     requests: int = Field(examples=[128])
     prompt_tokens: int = Field(examples=[20_480])
     completion_tokens: int = Field(examples=[9_011])
@@ -37,7 +41,7 @@ class UsageOut(BaseModel):
 
 class UsageReport(BaseModel):
     object: Literal["list"] = "list"
-    by: Literal["key", "model", "user", "day"]
+    by: By
     since: datetime
     until: datetime | None
     data: list[UsageOut]
@@ -46,20 +50,20 @@ class UsageReport(BaseModel):
 async def own_usage(
     control: TheControl,
     caller: Caller,
-    by: Annotated[Literal["model", "day", "key"], Query()] = "model",
+    by: Annotated[Literal["model", "day", "key", "arm"], Query()] = "model",
     since: Since = "30d",
     until: Until = "",
 ) -> UsageReport:
     """Your own: a key sees what was used with it, a login what was used with all keys of the user."""
     start_s, end_s = _window(since, until)
     async with control.db.read() as conn:
-        lines = await usage.usage_by(conn, by, since_s=start_s, until_s=end_s, user_id=caller.user_id, key_id=caller.key_id or "")
+        lines = await _totals(conn, by, start_s, end_s, caller.user_id, caller.key_id or "")
     return _report(by, start_s, end_s, lines)
 
 
 async def all_usage(
     control: TheControl,
-    by: Annotated[Literal["key", "model", "user", "day"], Query()] = "key",
+    by: Annotated[By, Query()] = "key",
     since: Since = "30d",
     until: Until = "",
     user: Annotated[str, Query(max_length=100, description="Only this user's (user id).")] = "",
@@ -68,7 +72,7 @@ async def all_usage(
     """Everybody's."""
     start_s, end_s = _window(since, until)
     async with control.db.read() as conn:
-        lines = await usage.usage_by(conn, by, since_s=start_s, until_s=end_s, user_id=user, key_id=key)
+        lines = await _totals(conn, by, start_s, end_s, user, key)
     return _report(by, start_s, end_s, lines)
 
 
@@ -79,6 +83,12 @@ def add_routes(app: FastAPI) -> None:
     app.add_api_route("/admin/usage", all_usage, **options)
 
 
+async def _totals(conn: Connection, by: By, since_s: float, until_s: float | None, user_id: str, key_id: str) -> list[UsageLine]:
+    if by == "arm":
+        return await usage.usage_by_arm(conn, since_s=since_s, until_s=until_s, user_id=user_id, key_id=key_id)
+    return await usage.usage_by(conn, by, since_s=since_s, until_s=until_s, user_id=user_id, key_id=key_id)
+
+
 def _window(since: str, until: str) -> tuple[float, float | None]:
     now_s = time.time()
     start_s, end_s = max(0.0, before(since, now_s, "since")), before(until, now_s, "until") if until else None
@@ -87,12 +97,14 @@ def _window(since: str, until: str) -> tuple[float, float | None]:
     return start_s, end_s
 
 
-def _report(by: Literal["key", "model", "user", "day"], start_s: float, end_s: float | None, lines: Sequence[UsageLine]) -> UsageReport:
+def _report(by: By, start_s: float, end_s: float | None, lines: Sequence[UsageLine]) -> UsageReport:
     return UsageReport(object="list", by=by, since=moment(start_s), until=moment_or_none(end_s), data=[_line(by, line) for line in lines])
 
 
 def _line(by: str, line: UsageLine) -> UsageOut:
     group: dict[str, Any] = {_NAMES[by]: line.group or None}
+    if by == "arm":
+        group["experiment"] = line.experiment
     return UsageOut(
         **group,
         requests=line.requests,

@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -172,7 +173,7 @@ def _port(settings: Settings) -> Iterator[Finding]:
     except OSError:
         yield _can_bind(settings)
         return
-    if _is_ours(host, settings.port):
+    if _is_ours(host, settings.port, tls=settings.tls_cert_file is not None):
         yield Finding("port", True, f"the gateway answers on {host}:{settings.port}")
     else:
         fix = "Stop that program, or choose another port with PORT."
@@ -191,8 +192,11 @@ def _can_bind(settings: Settings) -> Finding:
     return Finding("port", True, f"{settings.host}:{settings.port} is free; no server runs there")
 
 
-def _is_ours(host: str, port: int) -> bool:
+def _is_ours(host: str, port: int, tls: bool) -> bool:
     connection = http.client.HTTPConnection(host, port, timeout=_PROBE_S)
+    if tls:  # the certificate names the public host, not this address
+        context = ssl._create_unverified_context()  # noqa: S323  # nothing secret is sent
+        connection = http.client.HTTPSConnection(host, port, timeout=_PROBE_S, context=context)
     try:
         connection.request("GET", "/healthz")
         answer = connection.getresponse()

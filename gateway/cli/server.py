@@ -12,7 +12,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import cast
 
 import structlog
@@ -21,10 +21,12 @@ import uvloop
 
 from gateway.app import Services
 from gateway.cli.entry import sentence
+from gateway.cli.output import CommandFailed
+from gateway.cli.tls import ServerTls
 from gateway.metering.log import configure_logs
 from gateway.parent import die_with_parent
 from gateway.relay.edge import KEEP_ALIVE_S, Edge, edge_class, tick
-from gateway.settings import load_settings
+from gateway.settings import Settings, load_settings
 from gateway.store.errors import StoreFault, StoreUnavailable
 
 logger = structlog.get_logger(__name__)
@@ -72,21 +74,26 @@ class RelayServer(uvicorn.Server):
         logger.info("drained", ended_requests=len(cut))
 
 
-def main() -> None:
-    """argv: how many server processes there are, and the file descriptor of this one's listening socket."""
+def main(compose: Callable[[Settings, int], Awaitable[Services]] = Services.open) -> None:
+    """argv: how many server processes there are, and the file descriptor of this one's listening socket.
+
+    `compose`: the benchmark puts other forms behind the seams here; `gateway serve` never does.
+    """
     die_with_parent()
     settings = load_settings()
     configure_logs(settings.log_level)
     _raise_descriptor_limit()
     processes, fd = map(int, sys.argv[1:])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve([socket.socket(fileno=fd)], processes))
+        runner.run(_serve([socket.socket(fileno=fd)], processes, compose))
 
 
-async def _serve(sockets: list[socket.socket], processes: int) -> None:
+async def _serve(sockets: list[socket.socket], processes: int, compose: Callable[[Settings, int], Awaitable[Services]]) -> None:
+    settings = load_settings()
     try:
-        services = await Services.open(load_settings(), processes)
-    except (StoreFault, StoreUnavailable, OSError) as error:  # faults of the machine, not of the program: no traceback
+        tls = ServerTls.of(settings)
+        services = await compose(settings, processes)
+    except (CommandFailed, StoreFault, StoreUnavailable, OSError) as error:  # faults of the machine, not of the program: no traceback
         logger.error("the server could not start", reason=sentence(error))
         sys.exit(1)
     config = uvicorn.Config(
@@ -101,12 +108,15 @@ async def _serve(sockets: list[socket.socket], processes: int) -> None:
         proxy_headers=False,
         backlog=4096,
         timeout_keep_alive=int(KEEP_ALIVE_S),
+        ssl_context_factory=None if tls is None else lambda *_: tls.context,
     )
     server = RelayServer(config, services)
     background = [
         asyncio.create_task(services.follow(), name="follow"),
         asyncio.create_task(tick(services.relay, cast("set[Edge]", server.server_state.connections)), name="tick"),
     ]
+    if tls is not None:
+        background.append(asyncio.create_task(tls.follow(), name="tls"))
     gc.collect()
     gc.freeze()  # what is loaded now stays: the collector need not look at it again
     gc.set_threshold(50_000, 20, 20)  # requests leave no cycles behind: it need not look after every few of them either

@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 ledger_app = typer.Typer(help="The record of every admitted request.", no_args_is_help=True)
 
 Since = Annotated[str, typer.Option("--since", metavar="7d", help="From when: 90s, 1h, 7d or an RFC 3339 time. Without it: all.")]
-_GROUPS = {"key": "key_id", "model": "model", "day": "day"}
+_GROUPS = {"key": ("key_id",), "model": ("model",), "day": ("day",), "arm": ("experiment", "arm")}
 _SETTLE_S = 2.0
 _PAGE = 1000
 
 
 def usage(
-    by: Annotated[str, typer.Option("--by", metavar="key|model|day", help="What to add up.")] = "key",
+    by: Annotated[str, typer.Option("--by", metavar="key|model|day|arm", help="What to add up; arm: of experiments and canaries.")] = "key",
     since_text: Since = "",
     as_json: Json = False,
 ) -> None:
-    """Requests, tokens and cost, by key, model or day. Counted by the hour, in UTC."""
+    """Requests, tokens and cost, by key, model, day or arm. Counted by the hour, in UTC."""
     if by not in _GROUPS:
-        raise typer.BadParameter("It is key, model or day.", param_hint="--by")
+        raise typer.BadParameter("It is key, model, day or arm.", param_hint="--by")
     since_s = since(since_text, time.time()) if since_text else 0.0
     lines = in_context(lambda ctx: _totals(ctx, by, since_s))
     if as_json:
         show_json([_fields(line, by) for line in lines])
         return
     rows = [tuple(_fields(line, by).values()) for line in lines]
-    headers = (_GROUPS[by], "requests", "prompt tokens", "completion tokens", "cost (USD)")
-    show_table(headers, rows, right=frozenset(headers[1:]), empty="Nothing was used.")
+    counts = ("requests", "prompt tokens", "completion tokens", "cost (USD)")
+    show_table((*_GROUPS[by], *counts), rows, right=frozenset(counts), empty="Nothing was used.")
 
 
 @ledger_app.command()
@@ -65,11 +65,11 @@ async def settle_ledger(ctx: Context) -> None:
 
 
 async def _totals(ctx: Context, by: Any, since_s: float) -> list[UsageLine]:
-    from gateway.store.usage import usage_by
+    from gateway.store.usage import usage_by, usage_by_arm
 
     await settle_ledger(ctx)
     async with ctx.db.read() as conn:
-        return await usage_by(conn, by, since_s=since_s)
+        return await (usage_by_arm(conn, since_s=since_s) if by == "arm" else usage_by(conn, by, since_s=since_s))
 
 
 async def _rows(ctx: Context, since_s: float) -> AsyncIterator[dict[str, Any]]:
@@ -89,8 +89,9 @@ async def _rows(ctx: Context, since_s: float) -> AsyncIterator[dict[str, Any]]:
 def _fields(line: UsageLine, by: str) -> dict[str, Any]:
     from gateway.limits.budget import format_usd
 
+    groups = (line.experiment, line.group) if by == "arm" else (line.group or None,)  # no key: a login token
     return {
-        _GROUPS[by]: line.group or None,  # no key: a login token
+        **dict(zip(_GROUPS[by], groups, strict=True)),
         "requests": line.requests,
         "prompt_tokens": line.prompt_tokens,
         "completion_tokens": line.completion_tokens,
@@ -109,5 +110,5 @@ def _exported(row: dict[str, Any]) -> dict[str, Any]:
         {name: row[name] for name in (*first, *counted)}
         | {"cost": format_usd(row["cost_pusd"]), "started_at": rfc3339(row["started_at"])}
         | {name: None if row[name] is None else round(row[name], 3) for name in timed}
-        | {"client_request_id": row["client_request_id"]}
+        | {name: row[name] for name in ("client_request_id", "experiment", "arm")}
     )

@@ -112,7 +112,7 @@ def _end_line(record: UsageRecord, client_request_id: str | None) -> bytes:
         (
             *("E", r.request_id, r.started_at, r.operation, r.key_id, r.user_id, r.model, r.revision, client_request_id),
             *(r.backend, r.attempts, r.status, r.ending, r.prompt_tokens, r.completion_tokens, r.token_source, r.cost_pusd),
-            *(r.duration_ms, r.ttft_ms, r.queue_ms, r.connect_ms),
+            *(r.duration_ms, r.ttft_ms, r.queue_ms, r.connect_ms, r.experiment, r.arm),
         ),
         option=orjson.OPT_APPEND_NEWLINE,
     )
@@ -164,7 +164,8 @@ def read_lines(data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
         except orjson.JSONDecodeError:
             continue
         if line[0] == "E":
-            yield "E", dict(zip(_FIELDS, line[1:], strict=True))
+            values = line[1:] + [None] * (len(_FIELDS) + 1 - len(line))  # an older version wrote fewer
+            yield "E", dict(zip(_FIELDS, values, strict=True))
         else:
             yield "B", dict(zip(_FIELDS[:_BEGIN_FIELDS], line[1 : 1 + _BEGIN_FIELDS], strict=True))
 

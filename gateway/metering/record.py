@@ -35,3 +35,5 @@ class UsageRecord:
     ttft_ms: float | None = None
     queue_ms: float = 0.0
     connect_ms: float | None = None
+    experiment: str | None = None  # what assigned the arm: an experiment's name, or the route whose canary it is
+    arm: str | None = None

@@ -29,7 +29,7 @@ from pydantic import (
 )
 
 from gateway.routing.faults import nearest
-from gateway.routing.policies import POLICIES
+from gateway.routing.policies import POLICY_NAMES
 from gateway.routing.urls import normal_base_url
 
 _MODEL_ID = re.compile(r"[\w.:@+~-]+(/[\w.:@+~-]+)*")  # no glob characters: keys name models by globs
@@ -40,6 +40,10 @@ _DECIMAL = re.compile(r"[0-9]{1,7}(\.[0-9]+)?|\.[0-9]+")
 _NO_DEFAULTS = frozenset({"model", "messages", "prompt", "input", "stream", "stream_options"})
 _MAX_PRICE_USD = 1_000_000
 _MAX_WEIGHT = 1_000_000
+_AFFINITIES = ("key", "user", "prefix", "header:NAME")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+_CREDENTIAL_HEADERS = frozenset({"authorization", "proxy-authorization", "x-api-key", "api-key", "cookie"})
+_PROBE_PATH = re.compile(r"[\x21-\x7e]+")
 
 
 def _whole(value: object) -> object:
@@ -56,6 +60,15 @@ def _seconds(value: object) -> object:
         return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:  # NaN differs from itself
         raise ValueError("must be a number of seconds")
+    return value
+
+
+def _number(value: object) -> object:
+    """A number, or its digits in quotes; `Field` says within which bounds."""
+    if isinstance(value, str) and _DECIMAL.fullmatch(value):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise ValueError("must be a number")
     return value
 
 
@@ -114,8 +127,37 @@ def _base_url(value: str, info: ValidationInfo) -> str:
 
 
 def _policy(value: str) -> str:
-    if value not in POLICIES:
-        raise ValueError(f'"{value}" is not a policy{nearest(value, POLICIES)}; there are: {", ".join(POLICIES)}')
+    if value not in POLICY_NAMES:
+        raise ValueError(f'"{value}" is not a policy{nearest(value, POLICY_NAMES)}; there are: {", ".join(POLICY_NAMES)}')
+    return value
+
+
+def _affinity(value: str) -> str:
+    kind, colon, name = value.partition(":")
+    if not colon and value in _AFFINITIES[:-1]:
+        return value
+    if not colon or kind != "header":
+        raise ValueError(f'"{value}" is none of {", ".join(_AFFINITIES)}{nearest(value, _AFFINITIES[:-1])}')
+    if not _HEADER_NAME.fullmatch(name):
+        raise ValueError("must name a header, such as header:X-Session-Id")
+    if name.lower() in _CREDENTIAL_HEADERS:
+        raise ValueError(f'must not be "{name}", which carries the credential: by: key is what that would be')
+    return f"header:{name.lower()}"
+
+
+def _person(value: str) -> str:
+    if _affinity(value) == "prefix":
+        raise ValueError('must not be "prefix": a user must stay on one side whatever they write; use key, user or header:NAME')
+    return _affinity(value)
+
+
+def _probe_path(value: str) -> str:
+    if not _PROBE_PATH.fullmatch(value) or "#" in value or "\\" in value:
+        raise ValueError("has characters that the path of a URL cannot have")
+    if value.startswith("//") or "://" in value:
+        raise ValueError("must be a path, such as /health (from the root) or models (below baseURL), and no other server's URL")
+    if ".." in value.partition("?")[0].split("/"):
+        raise ValueError('must not contain ".."')
     return value
 
 
@@ -146,7 +188,20 @@ Price = Annotated[str, BeforeValidator(_price)]
 Weight = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=_MAX_WEIGHT)]
 Milliseconds = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=3_600_000)]
 Port = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=65535)]
+Priority = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=1000)]
+Share = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
+Percent = Annotated[float, BeforeValidator(_number), Field(ge=0, le=100)]
+LoadFactor = Annotated[float, BeforeValidator(_number), Field(ge=1, le=100)]
+PrefixBytes = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=65_536)]
+Attempts = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=10)]
+Copies = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=1000)]
+ProbeSeconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0.1, le=3600)]
+Person = Annotated[Text, AfterValidator(_person)]
 OutputTokens = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=100_000_000)]
+
+
+def _absent(value: object) -> bool:
+    return not value
 
 
 class Part(BaseModel):
@@ -185,15 +240,66 @@ class PricesEntry(Part):
     cached: Price | None = None
 
 
+class StickyEntry(Part):
+    """Policy sticky. `prefix_bytes`: how much of the prompt counts where `by` is prefix. `load_factor`: times its fair share of what runs."""
+
+    by: Annotated[Text, AfterValidator(_affinity)] = "key"
+    prefix_bytes: PrefixBytes = 1024
+    load_factor: LoadFactor = 1.25
+
+
+class CanaryEntry(Part):
+    """Policy canary: `percent` of the users go to `backends`, everyone else to the rest."""
+
+    backends: Annotated[list[BackendId], Field(min_length=1)]
+    percent: Percent
+    by: Person = "user"
+
+
+class ArmEntry(Part):
+    """One arm of an experiment. Weight 0: nobody is assigned to it."""
+
+    backends: Annotated[list[BackendId], Field(min_length=1)]
+    weight: Weight = 1
+
+
+class ExperimentEntry(Part):
+    """Policy experiment. `name` and the arms' names go into every usage record."""
+
+    name: BackendId
+    by: Person = "user"
+    arms: dict[BackendId, ArmEntry]
+
+
+class ShadowEntry(Part):
+    """A sampled part of the requests is copied to `backend`; no client sees its answers."""
+
+    backend: BackendId
+    sample: Share
+    max_in_flight: Copies = 16
+
+
+class RetriesEntry(Part):
+    """`ratio`: retries per request, on the average. `max_attempts`: per request, the first one included."""
+
+    ratio: Share = 0.2
+    max_attempts: Attempts = 2
+
+
+class ProbeEntry(Part):
+    """Active probing: GET `path` (below the root of the server if it begins with a slash, else below base_url); any 2xx is alive."""
+
+    path: Annotated[Text, AfterValidator(_probe_path)]
+    interval_s: ProbeSeconds = 10.0
+    timeout_s: ProbeSeconds = 2.0
+
+
 class _BackendEntry(Part):
     type: str
     id: BackendId | None = None
     model: Text | None = None
     weight: Weight = 1
-
-
-def _absent(value: object) -> bool:
-    return not value
+    priority: Priority = Field(0, exclude_if=_absent)
 
 
 class CustomEntry(_BackendEntry):
@@ -204,6 +310,7 @@ class CustomEntry(_BackendEntry):
     base_url: Annotated[Text, AfterValidator(_base_url)]
     api_key: Credential | None = Field(None, repr=False)
     authorization: Credential | None = Field(None, repr=False)
+    probe: ProbeEntry | None = None
 
 
 class LocalEntry(_BackendEntry):
@@ -237,6 +344,12 @@ class ModelEntry(Part):
     prices: PricesEntry | None = None
     max_output_tokens: OutputTokens | None = None
     tokenizer: LocalPath | None = None
+    sticky: StickyEntry | None = None
+    canary: CanaryEntry | None = None
+    experiment: ExperimentEntry | None = None
+    shadow: ShadowEntry | None = None
+    fallback: ModelId | None = None
+    retries: RetriesEntry | None = None
     backends: Annotated[list[Annotated[BackendEntry, Field(discriminator="type")]], Field(min_length=1)]
 
     def backend_ids(self) -> tuple[str, ...]:

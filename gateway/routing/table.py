@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from backends.base import Backend
 from gateway.routing.document import CustomEntry, EchoEntry, LocalEntry, ModelEntry, PricesEntry, RevisionDocument, SecretRef
-from gateway.routing.policies import POLICIES, Policy
+from gateway.routing.policies import POLICIES, Arms, Policy, Shadow, Weighted
+
+if TYPE_CHECKING:
+    from gateway.routing.health import Health
+    from gateway.routing.retries import RetryBudget
 
 DEFAULT_MAX_OUTPUT_TOKENS = 1024
+DEFAULT_RETRY_RATIO = 0.2
+DEFAULT_MAX_ATTEMPTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,8 @@ class Target:
     weight: int
     backend: Backend
     path: str | None = None
+    priority: int = 0
+    health: Health = field(default=cast("Health", None), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,11 @@ class Prices:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Route:
-    """One model name and all that a request for it needs. `live`: some target has a weight above zero."""
+    """One model name and all that a request for it needs.
+
+    `live`: some target has a weight above zero. `has_local`: one of those is a local model. `fallback`: the route to try when no target of
+    this one serves. `arms`: the policy, where it divides users (canary, experiment). `max_attempts`: of one request, the first included.
+    """
 
     id: str
     name: str
@@ -75,6 +87,12 @@ class Route:
     tokenizer: str | None
     revision: int
     live: bool
+    retries: RetryBudget = field(default=cast("RetryBudget", None), repr=False)
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    fallback: str | None = None
+    arms: Arms | None = None
+    shadow: Shadow | None = None
+    has_local: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,6 +108,16 @@ class _SecretMissing(Exception):
     """A backend names a secret that is not in the store."""
 
 
+def _no_health(spec: BackendSpec, upstream_model: str) -> Health:
+    del spec, upstream_model
+    return cast("Health", None)
+
+
+def _no_retries(route_id: str, ratio: float) -> RetryBudget:
+    del route_id, ratio
+    return cast("RetryBudget", None)
+
+
 def build_table(
     document: RevisionDocument,
     revision_id: int,
@@ -97,21 +125,25 @@ def build_table(
     open_backend: Callable[[BackendSpec], Backend],
     defaults: Timeouts,
     secrets: Mapping[str, str],
+    health_of: Callable[[BackendSpec, str], Health] = _no_health,
+    retries_of: Callable[[str, float], RetryBudget] = _no_retries,
 ) -> RouteTable:
     """The table of one revision. `created`: Unix seconds. `secrets`: plain values by name.
 
+    `health_of`: by backend and upstream model; `retries_of`: by route id and ratio. Both live over revisions.
     A target whose secret is missing is left out rather than sent without its credential; the others go on serving.
     """
     problems: list[str] = []
 
     def route_of(model: ModelEntry) -> Route:
-        targets = tuple(_targets(model, open_backend, secrets, problems))
+        targets = tuple(_targets(model, open_backend, secrets, problems, health_of))
+        retries = model.retries
         return Route(
             id=model.id,
             name=model.name or model.id,
             created=created,
             targets=targets,
-            policy=POLICIES[model.policy](targets),
+            policy=POLICIES.get(model.policy, Weighted)(targets),
             parameters=model.parameters,
             timeouts=_timeouts(model, defaults),
             prices=_prices(model.prices),
@@ -119,6 +151,11 @@ def build_table(
             tokenizer=model.tokenizer,
             revision=revision_id,
             live=any(target.weight > 0 for target in targets),
+            retries=retries_of(model.id, retries.ratio if retries else DEFAULT_RETRY_RATIO),
+            max_attempts=retries.max_attempts if retries else DEFAULT_MAX_ATTEMPTS,
+            fallback=model.fallback,
+            shadow=_shadow(model, targets),
+            has_local=any(target.type == "local" and target.weight > 0 for target in targets),
         )
 
     routes = {model.id: route_of(model) for model in document.models}
@@ -132,7 +169,11 @@ def local_specs(document: RevisionDocument) -> tuple[BackendSpec, ...]:
 
 
 def _targets(
-    model: ModelEntry, open_backend: Callable[[BackendSpec], Backend], secrets: Mapping[str, str], problems: list[str]
+    model: ModelEntry,
+    open_backend: Callable[[BackendSpec], Backend],
+    secrets: Mapping[str, str],
+    problems: list[str],
+    health_of: Callable[[BackendSpec, str], Health],
 ) -> Iterator[Target]:
     for backend_id, entry in zip(model.backend_ids(), model.backends, strict=True):
         try:
@@ -140,7 +181,25 @@ def _targets(
         except _SecretMissing as missing:
             problems.append(f'backend {backend_id} of model {model.id} is left out: the secret "{missing}" is not in the store')
             continue
-        yield Target(backend_id, entry.type, entry.model or model.id, entry.weight, open_backend(spec), spec.path or None)
+        upstream_model = entry.model or model.id
+        yield Target(
+            id=backend_id,
+            type=entry.type,
+            upstream_model=upstream_model,
+            weight=entry.weight,
+            backend=open_backend(spec),
+            path=spec.path or None,
+            priority=entry.priority,
+            health=health_of(spec, upstream_model),
+        )
+
+
+def _shadow(model: ModelEntry, targets: tuple[Target, ...]) -> Shadow | None:
+    """None too where its backend had to be left out."""
+    wanted = model.shadow
+    if wanted is None:
+        return None
+    return next((Shadow(target, wanted.sample, wanted.max_in_flight) for target in targets if target.id == wanted.backend), None)
 
 
 def _spec(entry: CustomEntry | LocalEntry | EchoEntry, secrets: Mapping[str, str]) -> BackendSpec:

@@ -1,6 +1,6 @@
 """Usage: raw rows (one per admitted request), hourly roll-ups, and how far each ledger segment has been shipped.
 
-Reports read roll-ups only; raw rows are read by request id.
+Reports read roll-ups only, but for those by arm of an experiment; raw rows are read by request id.
 """
 
 from __future__ import annotations
@@ -31,13 +31,17 @@ _SPLIT = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class UsageLine:
-    """One line of a report. `group`: the key's id ("" = login tokens), the model, the user's id, or the day (YYYY-MM-DD, UTC)."""
+    """One line of a report. `group`: the key's id ("" = login tokens), the model, the user's id, the day (YYYY-MM-DD, UTC), or the arm.
+
+    `experiment`: what the arm belongs to; None in all other reports.
+    """
 
     group: str
     requests: int
     prompt_tokens: int
     completion_tokens: int
     cost_pusd: int
+    experiment: str | None = None
 
 
 async def insert_usage(conn: AsyncConnection, rows: Sequence[Mapping[str, Any]], segment: str, offset: int) -> int:
@@ -95,6 +99,24 @@ async def usage_by(
     if key_id:
         query = query.where(table.key_id == key_id)
     return [_line(row, by) for row in (await conn.execute(query)).all()]
+
+
+async def usage_by_arm(
+    conn: AsyncConnection, *, since_s: float = 0, until_s: float | None = None, user_id: str = "", key_id: str = ""
+) -> list[UsageLine]:
+    """As `usage_by`, by arm of each experiment and canary; requests that were in none do not count. Reads raw rows."""
+    table = usage_table.c
+    groups = (table.experiment, table.arm)
+    chosen = (table.arm.is_not(None), table.started_at >= _hour(since_s))
+    query = select(table.arm, func.count(), *_sums(table), table.experiment).where(*chosen).group_by(*groups).order_by(*groups)
+    if until_s is not None:
+        query = query.where(table.started_at < -_hour(-until_s))
+    if user_id:
+        query = query.where(table.user_id == user_id)
+    if key_id:
+        query = query.where(table.key_id == key_id)
+    rows = (await conn.execute(query)).all()
+    return [UsageLine(str(row[0]), int(row[1]), int(row[2]), int(row[3]), _cost(row[4:6]), row[6]) for row in rows]
 
 
 async def spent_since(conn: AsyncConnection, windows: Mapping[str, float]) -> dict[str, int]:
@@ -190,9 +212,8 @@ def _hour(at_s: float) -> int:
     return int(at_s // _HOUR_S) * _HOUR_S
 
 
-def _sums() -> list[ColumnElement[Any]]:
-    table = usage_rollup.c
-    plain = [func.sum(table[name]) for name in _COUNTERS[:3]]
+def _sums(table: Any = usage_rollup.c) -> list[ColumnElement[Any]]:
+    plain = [func.sum(table[name]) for name in _COUNTERS[:3] if name in table]
     return [*plain, func.sum(table.cost_pusd.op("/")(_SPLIT)), func.sum(table.cost_pusd % _SPLIT)]
 
 

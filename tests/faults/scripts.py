@@ -76,7 +76,7 @@ async def closed(wire: Wire, seen: Seen) -> None:
         await wire.until_closed()
     except ConnectionError:
         pass
-    seen.closed.set()
+    seen.note_closed()
     wire.close()
 
 

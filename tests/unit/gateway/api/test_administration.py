@@ -350,6 +350,15 @@ class TestUsage:
         assert await by(f"by=model&user={member}") == {"chat": 3, "embed": 12}
         assert await by(f"by=model&key={key_id}") == {"chat": 1, "embed": 8}
         assert await by(f"by=user&until=1d&since={datetime.fromtimestamp(time.time() - 5 * 86_400, UTC):%Y-%m-%d}") == {member: 8}
+        assert (await admin.get("/admin/usage?by=arm")).json()["data"] == []
+        in_arm = {"request_id": "r32", "started_at": time.time(), "user_id": member, "key_id": key_id, "experiment": "summer", "arm": "b"}
+        fixed = {"operation": "chat", "attempts": 1, "status": 200, "ending": "success", "token_source": "backend", "model": "chat"}
+        counts = {"prompt_tokens": 10, "completion_tokens": 32, "cost_pusd": 0, "revision": 1}
+        async with plane.control.db.write() as conn:
+            await usage.insert_usage(conn, [in_arm | fixed | counts], "segment", 2)
+        expected = {"experiment": "summer", "arm": "b", "requests": 1, "prompt_tokens": 10, "completion_tokens": 32, "cost": "0"}
+        assert (await admin.get(f"/admin/usage?by=arm&user={member}")).json()["data"] == [expected]
+        assert (await admin.get(f"/admin/usage?by=arm&user={viewer}")).json()["data"] == []
         for bad in ("since=yesterday", "until=2d&since=1d", "by=hour", "since=12"):
             assert (await admin.get(f"/admin/usage?{bad}")).status_code == 400, bad
         for odd in ("since=0001-01-01", "since=99999w", "until=9999-12-31T23:59:59%2B00:00"):

@@ -44,7 +44,7 @@ def write(writer: SegmentWriter, *records: UsageRecord) -> None:
 
 
 def test_every_ended_request_is_exported_with_its_fields(ready: Gateway, writer: SegmentWriter) -> None:
-    write(writer, record(2, key_id=None, client_request_id="theirs", ttft_ms=3.5), record(1))
+    write(writer, record(2, key_id=None, client_request_id="theirs", ttft_ms=3.5, experiment="summer", arm="control"), record(1))
     writer.begin(record(3), 100, 100)  # still runs
     lines = [json.loads(line) for line in ready("ledger", "export").out.splitlines()]
     assert [line["request_id"] for line in lines] == ["req-1", "req-2"]
@@ -52,9 +52,10 @@ def test_every_ended_request_is_exported_with_its_fields(ready: Gateway, writer:
         "request_id": "req-1", "key_id": "k1", "user_id": "u", "model": "m", "backend": "echo-1", "revision": 3, "operation": "chat",
         "attempts": 1, "status": 200, "ending": "success", "prompt_tokens": 10, "completion_tokens": 5, "token_source": "backend",
         "cost": "0.0000015", "started_at": "2023-11-14T22:00:01Z", "duration_ms": 12.5, "ttft_ms": None, "queue_ms": 0.1,
-        "connect_ms": 0.2, "client_request_id": None,
+        "connect_ms": 0.2, "client_request_id": None, "experiment": None, "arm": None,
     }  # fmt: skip
     assert (lines[1]["key_id"], lines[1]["client_request_id"], lines[1]["ttft_ms"]) == (None, "theirs", 3.5)
+    assert (lines[1]["experiment"], lines[1]["arm"]) == ("summer", "control")
     assert [json.loads(line)["request_id"] for line in ready("ledger", "export", "--since", "2023-11-14T22:00:02Z").out.splitlines()] == [
         "req-2"
     ]
@@ -83,6 +84,19 @@ def test_usage_adds_up(ready: Gateway, writer: SegmentWriter) -> None:
     assert ready("usage", "--since", "7d", "--json").json == []
     assert ready("usage").out.splitlines()[2].split() == ["k1", "2", "20", "10", "0.000003"]
     assert ready("usage", "--by", "moon").code == 2
+
+
+def test_usage_by_arm_counts_those_that_were_in_an_experiment(ready: Gateway, writer: SegmentWriter) -> None:
+    arms = [("summer", "control"), ("summer", "candidate"), ("summer", "control"), ("chat", "stable"), (None, None)]
+    write(writer, *(record(number, experiment=experiment, arm=arm) for number, (experiment, arm) in enumerate(arms)))
+    assert ready("usage", "--by", "arm", "--json").json == [
+        {"experiment": experiment, "arm": arm, "requests": n, "prompt_tokens": 10 * n, "completion_tokens": 5 * n, "cost": cost}
+        for experiment, arm, n, cost in (
+            ("chat", "stable", 1, "0.0000015"), ("summer", "candidate", 1, "0.0000015"), ("summer", "control", 2, "0.000003"),
+        )
+    ]  # fmt: skip
+    assert ready("usage", "--by", "arm", "--since", "2023-11-15T00:00:00Z", "--json").json == []
+    assert ready("usage", "--by", "arm").out.splitlines()[0].split()[:3] == ["EXPERIMENT", "ARM", "REQUESTS"]
 
 
 def test_a_running_keeper_is_waited_for(ready: Gateway, writer: SegmentWriter) -> None:

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ def lines(folder: Path) -> list[tuple[str, dict[str, object]]]:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     writer = SegmentWriter(tmp_path)
-    done = record(1, client_request_id="mine \xff", cost_pusd=2**62, status=200, ending="success")
+    done = record(1, client_request_id="mine \xff", cost_pusd=2**62, status=200, ending="success", experiment="summer", arm="b")
     writer.begin(done, 10, 20)
     writer.begin(record(2), 10**15, 2**63 - 1)
     writer.end(done)
@@ -39,6 +40,12 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     lost = interrupted(kinds[1][1])
     assert (lost["request_id"], lost["ending"], lost["status"]) == ("req-2", "interrupted", 499)
     writer.close()
+
+
+def test_a_segment_of_a_version_that_knew_no_arms_is_read() -> None:
+    written = asdict(record(1, status=200, ending="success"))
+    old = orjson.dumps(["E", *(value for name, value in written.items() if name not in ("experiment", "arm"))]) + b"\n"
+    assert list(read_lines(old)) == [("E", written)]
 
 
 def test_a_writer_is_dead_when_its_lock_is_free(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ def row(number: int, **values: Any) -> dict[str, Any]:
         "revision": 1,
         "operation": "chat", "attempts": 1, "status": 200, "ending": "success", "prompt_tokens": 10, "completion_tokens": 5,
         "token_source": "backend", "cost_pusd": 7, "duration_ms": 1.5, "ttft_ms": None, "queue_ms": 0.1, "connect_ms": None,
+        "experiment": None, "arm": None,
     } | values  # fmt: skip
 
 
@@ -112,6 +113,25 @@ async def test_rollups_equal_a_recount_of_the_rows(db: Database) -> None:
     assert await lines(db, "model", since_s=NOON + 1800) == recount(lambda r: r["model"], since), "since counts from the start of its hour"
     assert await lines(db, "day", user_id="u2") == recount(day, [r for r in rows if r["user_id"] == "u2"])
     assert await lines(db, "model", key_id="k1") == recount(lambda r: r["model"], [r for r in rows if r["key_id"] == "k1"])
+
+
+async def test_reports_by_arm_add_up_the_rows_that_have_one(db: Database) -> None:
+    arms = [("summer", "a"), ("summer", "b"), ("winter", "a"), ("summer", "a")]
+    rows = [
+        row(n, experiment=experiment, arm=arm, started_at=NOON + n * 1800, cost_pusd=2**62, model=f"m{n}")
+        for n, (experiment, arm) in enumerate(arms)
+    ]
+    await ship(db, [*rows, row(9)], 1)
+
+    async def found(**filters: Any) -> list[tuple[str | None, str, int, int]]:
+        async with db.read() as conn:
+            return [(line.experiment, line.group, line.requests, line.cost_pusd) for line in await usage.usage_by_arm(conn, **filters)]
+
+    assert await found() == [("summer", "a", 2, 2**63), ("summer", "b", 1, 2**62), ("winter", "a", 1, 2**62)]
+    assert await found(since_s=NOON + 3700) == [("summer", "a", 1, 2**62), ("winter", "a", 1, 2**62)], "from the start of its hour"
+    assert await found(until_s=NOON + 1) == [("summer", "a", 1, 2**62), ("summer", "b", 1, 2**62)], "to the end of its hour"
+    assert await found(until_s=NOON + 3600) == await found(until_s=NOON + 1)
+    assert await found(key_id="k2") == await found(user_id="u2") == []
 
 
 async def test_what_keys_have_spent_in_their_windows(db: Database) -> None:

@@ -1,0 +1,1 @@
+"""What clients depend on, point by point, and TLS on both sides of the relay."""
