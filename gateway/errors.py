@@ -3,7 +3,8 @@
     GatewayError
     ├── InvalidRequest           400 invalid_request_error       bad JSON, wrong type, missing field; `param` names the field
     │   ├── BodyTooLarge         413 request_too_large
-    │   └── HeadersTooLarge      431 headers_too_large
+    │   ├── HeadersTooLarge      431 headers_too_large
+    │   └── UnsupportedEncoding  415 unsupported_encoding        a compressed request body
     ├── Unauthenticated          401 invalid_api_key             no, malformed, unknown, revoked or expired credential (one answer for all)
     ├── Forbidden                403 permission_denied           known caller, right missing
     ├── NotFound                 404 not_found
@@ -74,6 +75,10 @@ class BodyTooLarge(InvalidRequest):
 
 class HeadersTooLarge(InvalidRequest):
     status, code = 431, "headers_too_large"
+
+
+class UnsupportedEncoding(InvalidRequest):
+    status, code = 415, "unsupported_encoding"
 
 
 class Unauthenticated(GatewayError):

@@ -12,11 +12,12 @@ import orjson
 
 from gateway.errors import GatewayError, InternalError, RateLimited, Unavailable, UpstreamBusy, UpstreamFailed, UpstreamTimeout
 from gateway.wire import heads, sse
-from gateway.wire.usage import usage_of
 
 if TYPE_CHECKING:
     from backends.base import Headers
+    from gateway.relay.attempt import Attempt
     from gateway.relay.flow import Flow
+    from gateway.wire.usage import Usage
 
 # 401, 402, 403, 407: the backend refuses *our* credential or account. That is never the client's to mend.
 _OURS = frozenset((401, 402, 403, 407))
@@ -26,29 +27,33 @@ _FINISH = re.compile(rb'"finish_reason"\s*:\s*"|response\.completed|message_stop
 _OVERFLOW = re.compile(r"maximum context length is \d+ tokens")
 
 
-def take(flow: Flow, status: int, headers: Headers, body: bytes, by_close: bool) -> None:
+def take(flow: Flow, attempt: Attempt, body: bytes) -> None:
     """The whole answer of one attempt is here; the flow goes on accordingly."""
+    status, headers = attempt.status, attempt.headers
     if 200 <= status < 300:
-        _take_success(flow, status, body)
+        _take_success(flow, attempt, body)
     elif status in _BUSY:
+        retry_after_s = _retry_after_s(headers)
         message = f"The backend {flow.backend_name} is overloaded or unavailable; try again later."
-        flow.fail(UpstreamBusy(message, retry_after_s=_retry_after_s(headers)), f"{status}")
+        if retry_after_s is not None:
+            flow.rest(retry_after_s)
+        flow.failed(UpstreamBusy(message, retry_after_s=retry_after_s), f"{status}")
     elif status < 400 or status >= 500 or status in _OURS:
-        flow.fail(UpstreamFailed(f"The backend {flow.backend_name} answered with status {status}."), f"{status}")
+        flow.failed(UpstreamFailed(f"The backend {flow.backend_name} answered with status {status}."), f"{status}")
     elif flow.without_stream_options(status):
         return
-    elif flow.another_target(status):
-        flow.fail(RateLimited("The backend is over its own limit.", retry_after_s=_retry_after_s(headers)), "429")
+    elif status == 429 and flow.another_target(_retry_after_s(headers)):
+        flow.failed(RateLimited("The backend is over its own limit.", retry_after_s=_retry_after_s(headers)), "429")
     else:
         lines = heads.JSON
         for name in (b"retry-after", b"retry-after-ms"):
             value = header(headers, name)
             if value and heads.safe_value(value):
                 lines += name + b": " + value + b"\r\n"
-        flow.answer(status, lines, _error_body(status, body), None, "rejected")
+        flow.answer(status, lines, _error_body(flow, status, body), None, "rejected")
 
 
-def _take_success(flow: Flow, status: int, body: bytes) -> None:
+def _take_success(flow: Flow, attempt: Attempt, body: bytes) -> None:
     value: Any = None
     if len(body) < _FULL_PARSE_BELOW:
         try:
@@ -59,18 +64,33 @@ def _take_success(flow: Flow, status: int, body: bytes) -> None:
     else:
         stripped = body.strip()
         fine = stripped[:1] == b"{" and stripped[-1:] == b"}"
-        value = _tail_usage(stripped) if fine else None
+        value = _tail_value(stripped) if fine else None
     if not fine:
-        flow.fail(UpstreamFailed(f"The backend {flow.backend_name} answered with something that is not JSON."), "garbage")
+        flow.failed(UpstreamFailed(f"The backend {flow.backend_name} answered with something that is not JSON."), "garbage")
         return
-    if flow.renames_model:
+    if attempt.client_model is not None:
         span = sse.top_level_model(body)
         if span is not None:
-            body = body[: span[1]] + orjson.dumps(flow.client_model) + body[span[2] :]
-    flow.answer(status, heads.JSON, body, usage_of(value), "success")
+            body = body[: span[1]] + orjson.dumps(attempt.client_model) + body[span[2] :]
+    flow.answer(attempt.status, heads.JSON, body, flow.request.operation.protocol.usage_of(value), "success")
 
 
-def _tail_usage(body: bytes) -> dict[str, Any] | None:
+def raw_lines(headers: Headers) -> bytes:
+    """What the client is told of a body that passes as it comes: what kind it is, and under which name to keep it."""
+    lines = b""
+    for name in (b"content-type", b"content-disposition"):
+        value = header(headers, name)
+        if value and heads.safe_value(value):
+            lines += name + b": " + value + b"\r\n"
+    return lines if lines.startswith(b"content-type") else b"content-type: application/octet-stream\r\n" + lines
+
+
+def raw_usage(flow: Flow, tail: bytes) -> Usage | None:
+    """The usage at the end of a JSON body of which only the end was kept."""
+    return flow.request.operation.protocol.usage_of(_tail_value(tail.strip()))
+
+
+def _tail_value(body: bytes) -> dict[str, Any] | None:
     """The usage of a very large answer (embeddings), without parsing its megabytes of numbers."""
     at = body.rfind(b'"usage"')
     start = body.find(b"{", at) if at >= 0 else -1
@@ -85,7 +105,7 @@ def _tail_usage(body: bytes) -> dict[str, Any] | None:
     return None
 
 
-def _error_body(status: int, body: bytes) -> bytes:
+def _error_body(flow: Flow, status: int, body: bytes) -> bytes:
     """A backend's 4xx: as it is where it has OpenAI's four keys, else rewrapped in them."""
     try:
         value = orjson.loads(body)
@@ -105,7 +125,7 @@ def _error_body(status: int, body: bytes) -> bytes:
         "param": source.get("param") if isinstance(source.get("param"), str) else None,
         "code": code if isinstance(code, str) else _CODES.get(status),
     }
-    return orjson.dumps({"error": wrapped})
+    return orjson.dumps(flow.request.operation.protocol.error_body({"error": wrapped}))
 
 
 _TYPES = {429: "rate_limit_exceeded"}

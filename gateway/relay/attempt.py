@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from backends.errors import ConnectTimedOut, NotReady, StaleConnection
 from gateway.errors import GatewayError, ModelLoading, UpstreamFailed, UpstreamTimeout
 from gateway.relay import answers
+from gateway.relay.operations import Form
 from gateway.relay.stream import EventStream
 from gateway.wire import heads, sse
 
@@ -176,13 +177,12 @@ class Attempt:
         if flow.resent_without_usage:
             flow.proven_without_usage(self)
         operation = flow.request.operation
-        if flow.streams:
-            content_type = answers.header(headers, b"content-type").lower()
-            if b"json" not in content_type and b"html" not in content_type:
-                by_close = not any(name in _FRAMING for name, _ in headers)
-                rename = sse.ModelRename(self.client_model) if self.client_model is not None else None
-                self.stream = EventStream(operation.protocol, by_close, self.asked_usage, rename)
-        elif operation.raw:
+        form = operation.form(flow.streams, answers.header(headers, b"content-type"))
+        if form is Form.EVENTS:
+            by_close = not any([name in _FRAMING for name, _ in headers])
+            rename = operation.protocol.rename(self.client_model) if self.client_model is not None else None
+            self.stream = EventStream(operation.protocol, by_close, self.asked_usage, rename)
+        elif form is Form.RAW:
             self._raw = True
 
     def _collect(self, data: bytes) -> None:
@@ -281,7 +281,7 @@ class Attempt:
             self.flow.failed(UpstreamFailed(f"The backend {self.flow.backend_name} answered with nothing."), "empty")
             return
         if b"json" in answers.header(self.headers, b"content-type").lower():
-            self.flow.usage = answers.tail_usage(self._tail.strip())
+            self.flow.usage = answers.raw_usage(self.flow, self._tail)
         self.flow.finish(b"", "success", "ok")
 
     def _take_error(self, error: BackendError, sent: bool) -> None:

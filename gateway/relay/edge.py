@@ -24,7 +24,7 @@ import structlog
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from gateway.errors import BodyTooLarge, GatewayError, HeadersTooLarge, InternalError, InvalidRequest, Overloaded
+from gateway.errors import BodyTooLarge, GatewayError, HeadersTooLarge, InternalError, InvalidRequest, Overloaded, UnsupportedEncoding
 from gateway.relay.flow import Flow
 from gateway.relay.operations import CONTROL, ROUTES, Operation
 from gateway.wire import heads
@@ -115,7 +115,7 @@ class Edge(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.deadline_s = 0.0  # time.monotonic(); 0 = none
+        self.deadline_s = 0.0  # when the running flow, or whatever else is under way, wants to be called: time.monotonic(), 0 = never
         self._queue: deque[Request] = deque()  # in order of arrival; the first is being answered
         self._newest: Request | None = None  # its body is being read
         self._in_head = False
@@ -216,6 +216,7 @@ class Edge(HttpToolsProtocol):
         request.client_request_id = None
         forwarded: tuple[tuple[bytes, bytes], ...] = ()
         hosts = 0
+        encoded = False
         for name, value in self.headers:
             if name == b"host":
                 hosts += 1
@@ -231,6 +232,8 @@ class Edge(HttpToolsProtocol):
                 request.client_request_id = value[:128].decode("latin-1")
             elif name in _FORWARDED:
                 forwarded += ((name, value),)
+            elif name == b"content-encoding":
+                encoded = value.lower() not in (b"identity", b"")
         request.forwarded = forwarded
         refusal: GatewayError | None = None
         if hosts != 1 and not request.http10:
@@ -241,6 +244,8 @@ class Edge(HttpToolsProtocol):
             refusal = _head_too_large()
         elif request.operation is CONTROL and request.content_length > self.relay.max_body_bytes:
             refusal = BodyTooLarge(f"The request body is larger than the limit of {self.relay.max_body_bytes} bytes.")
+        elif encoded and request.operation is not CONTROL:
+            refusal = UnsupportedEncoding("The request body must not be compressed: send it without Content-Encoding.")
         if refusal is not None:
             request.refusal = refusal
             request.keep_alive = False
@@ -346,10 +351,11 @@ class Edge(HttpToolsProtocol):
 
     def _release(self, request: Request) -> None:
         """The request is over: give back its share of memory, and leave no cycle for the collector."""
-        self._drop_body(request)
+        self.drop_body(request)
         request.flow = None
 
-    def _drop_body(self, request: Request) -> None:
+    def drop_body(self, request: Request) -> None:
+        """Nobody needs the request's body any more."""
         request.body.clear()
         self.relay.held_bytes -= request.held_bytes
         request.held_bytes = 0
@@ -384,6 +390,12 @@ class Edge(HttpToolsProtocol):
             self.transport.write(heads.chunk(data) + heads.LAST_CHUNK if data else heads.LAST_CHUNK)
         self._answered(request)
 
+    def cut(self, request: Request) -> None:
+        """The answer broke off and cannot say so in its own words: end the connection without the end of the message."""
+        del request
+        self._closing = True
+        self.transport.abort()
+
     def _head(self, request: Request, status: int, lines: bytes) -> bytes:
         relay = self.relay
         if relay.draining:
@@ -406,7 +418,7 @@ class Edge(HttpToolsProtocol):
         self.server_state.total_requests += 1
         self._unsent_bytes = 0
         if not request.complete:
-            self._drop_body(request)
+            self.drop_body(request)
             self.deadline_s = self.relay.clock.now_s + BODY_S
             if not request.keep_alive:
                 self._discard()
@@ -416,10 +428,6 @@ class Edge(HttpToolsProtocol):
             self._closing = True
             self.deadline_s = self.relay.clock.now_s + KEEP_ALIVE_S  # for the client to take what was written
             self.transport.close()
-
-    def set_deadline(self, at_s: float) -> None:
-        """When the running flow wants to be called (time.monotonic(); 0 = never)."""
-        self.deadline_s = at_s
 
     # the ways a connection goes wrong
 

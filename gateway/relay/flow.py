@@ -52,8 +52,8 @@ from gateway.relay.estimate import cost_pusd, reservation
 from gateway.relay.operations import check_required
 from gateway.relay.shadow import shadow
 from gateway.relay.tokenize import TokenizeExchange
+from gateway.routing.policies.affinity import value_of
 from gateway.wire import heads
-from gateway.wire.prefix import prompt_prefix
 
 if TYPE_CHECKING:
     from auth.principal import Principal
@@ -87,6 +87,7 @@ class Flow:
         "_peek",
         "_permit",
         "_principal",
+        "_queue_ms",
         "_record",
         "_reservation",
         "_route",
@@ -132,6 +133,7 @@ class Flow:
         self._status = 499
         self._slot = False
         self._waiting = False
+        self._queue_ms = 0.0
         self._committed = False
         self._in_attempt = False  # the running attempt is counted as load of its target
         self._at_work = False  # some backend may have worked for this request
@@ -173,15 +175,20 @@ class Flow:
             self.start()
         elif slots.wait(self):
             self._waiting = True
-            self.edge.set_deadline(time.monotonic() + slots.wait_s)
+            self._queue_ms = (time.perf_counter() - self._started) * 1000
+            self.edge.deadline_s = time.monotonic() + slots.wait_s
         else:
             self.refuse(_overloaded())
 
     def slot_free(self) -> None:
         """The wait is over: a slot was taken for this flow."""
+        if self.over:  # it gave up a moment ago
+            self.relay.slots.leave()
+            return
+        self._queue_ms = (time.perf_counter() - self._started) * 1000 - self._queue_ms
         self._waiting = False
         self._slot = True
-        self.edge.set_deadline(0.0)
+        self.edge.deadline_s = 0.0
         self.start()
 
     def start(self) -> None:
@@ -281,6 +288,7 @@ class Flow:
             model=route.id,
             revision=route.revision,
             client_request_id=request.client_request_id,
+            queue_ms=self._queue_ms,
         )
         if route.arms is not None:
             record.experiment, record.arm = route.arms.name, route.arms.arm(self)
@@ -295,27 +303,30 @@ class Flow:
         total_s = route.timeouts.total_s
         self._deadlines = (time.monotonic() + total_s if total_s else 0.0, route.timeouts.first_byte_s, route.timeouts.idle_s)
         if self._tokenizer is None:
-            self._targets = self._order(route)
+            self._targets = self._order(route, route.fallback is None)
             if not self._targets and not self._fall_back():
-                raise self._no_backend(route)
+                self._targets = self._order(route, True)
+                if not self._targets:
+                    raise NoBackend(f"No backend of the model {route.id!r} takes requests now.", retry_after_s=5)
 
     # 5 order
 
-    def _order(self, route: Route) -> tuple[Target, ...]:
-        """Who is asked, in which order. Where all rest, the least bad is asked rather than everyone refused."""
+    def _order(self, route: Route, least_bad: bool) -> tuple[Target, ...]:
+        """Who is asked, in which order. `least_bad`: where all rest, the least bad is asked rather than everyone refused."""
         targets = route.targets
-        if route.has_local:
-            if self.request.operation.custom_only:
-                targets = tuple([target for target in targets if target.type != "local"])
-            elif not all([target.backend.ready for target in targets]):
-                targets = tuple([target for target in targets if target.backend.ready]) or targets
+        operation = self.request.operation
+        if operation.custom_only and not all([operation.serves(target.type) for target in targets]):
+            targets = tuple([target for target in targets if operation.serves(target.type)])
+            if not targets:
+                raise operation.not_offered(route.id)
+        if route.has_local and not all([target.backend.ready for target in targets]):
+            targets = tuple([target for target in targets if target.backend.ready]) or targets
         board = self.relay.health
         if board.troubled:
             now_s = time.monotonic()
-            usable = board.usable(targets, now_s)
-            if route.fallback is not None and not any([t.weight > 0 and t.health.available(now_s) for t in usable]):
-                return ()  # the other model is better than the least bad of this one
-            targets = usable
+            targets = board.usable(targets, now_s)
+            if not least_bad and not any([target.weight > 0 and target.health.available(now_s) for target in targets]):
+                return ()
         return route.policy.order(targets, self, self.relay.rng)
 
     def in_flight(self, target: Target) -> int:
@@ -326,19 +337,7 @@ class Flow:
         """For policies: what this request has in common with others that should meet the same target."""
         principal, peek = self._principal, self._peek
         assert principal is not None and peek is not None
-        if by.kind == "header":
-            value = answers.header(self.request.headers, by.header)
-            if value:
-                return value
-        elif by.kind == "user":
-            user = peek.fields.get("user") or peek.fields.get("safety_identifier")
-            if type(user) is str:
-                return user.encode("utf-8", "surrogatepass")
-        elif by.kind == "prefix":
-            prefix = prompt_prefix(peek.fields, by.prefix_bytes)
-            if prefix:
-                return prefix
-        return principal.limit_id.encode()
+        return value_of(by, principal.limit_id, peek.fields, self.request.headers)
 
     def _fall_back(self) -> bool:
         """To the model that the route names for when it cannot serve itself."""
@@ -349,20 +348,13 @@ class Flow:
             if other is None:
                 return False
             route = other
-            targets = self._order(route)
+            targets = self._order(route, route.fallback is None)
             if targets:
                 self._serving, self._targets = route, targets
                 self._target = self._tries = 0
                 self._deadlines = (self._deadlines[0], route.timeouts.first_byte_s, route.timeouts.idle_s)
                 return True
-        if route.fallback is None and route is not self._serving:  # the end of the chain rests too: its least bad
-            self._fallbacks = _MOST_FALLBACKS
         return False
-
-    def _no_backend(self, route: Route) -> GatewayError:
-        if self.request.operation.custom_only and route.live:
-            return NotSupported(f"No backend of the model {route.id!r} serves {self.request.operation.path}.", param="model")
-        return NoBackend(f"No backend of the model {route.id!r} takes requests now.", retry_after_s=5)
 
     # 6 exchange
 
@@ -400,7 +392,7 @@ class Flow:
                 self._outgoing(target, peek, asks),
                 ((b"x-request-id", request.id.encode()), *request.forwarded),
                 route.timeouts.connect_s,
-                request.content_type if operation.multipart else b"application/json",
+                operation.content_type(request.content_type),
             )
             relay.load.enter(target)
             if target.health.marked:
@@ -414,20 +406,23 @@ class Flow:
     def _outgoing(self, target: Target, peek: Peek, asks_usage: bool) -> bytes:
         """The body for this target: the client's, with as few bytes changed as may be."""
         operation = self.request.operation
-        replace: dict[str, bytes] = {}
+        values: dict[str, bytes] = {}
         if target.upstream_model != peek.model:
-            replace["model"] = orjson.dumps(target.upstream_model)
+            values["model"] = orjson.dumps(target.upstream_model)
         if asks_usage:
             options = peek.fields.get("stream_options") or {}
-            replace["stream_options"] = orjson.dumps({**options, "include_usage": True})
+            values["stream_options"] = orjson.dumps({**options, "include_usage": True})
         for name, value in self._reservation.spliced:
-            replace[name] = value
+            values[name] = value
         parameters = self._serving.parameters
         if parameters and not operation.inside:
-            for name, default in parameters.items():
-                if peek.fields.get(name) is None and not (name in _OUTPUT_LIMITS and peek.output_limit is not None):
-                    replace.setdefault(name, orjson.dumps(default))
-        return operation.edit(self._body, self.request.content_type, peek, replace) if replace else self._body
+            for name, default in operation.parameters(parameters, peek).items():
+                values.setdefault(name, orjson.dumps(default))
+        if not values:
+            return self._body
+        replace = {name: value for name, value in values.items() if name in peek.fields}
+        insert = [(name, value) for name, value in values.items() if name not in peek.fields]
+        return operation.edit(self._body, self.request.content_type, replace, insert)
 
     def connected(self, connect_ms: float | None) -> None:
         """The head of an answer is here."""
@@ -667,7 +662,8 @@ class Flow:
         if attempt is not None and attempt.stream is None:
             self.edge.cut(self.request)
         else:
-            self.edge.write_last(self.request, last + self.request.operation.protocol.error_event(failure.body()))
+            latest = attempt.stream.latest if attempt is not None and attempt.stream is not None else b""
+            self.edge.write_last(self.request, last + self.request.operation.protocol.error_event(failure.body(), latest))
 
     def answer_error(self, error: GatewayError, ending: str) -> None:
         """An admitted request ends in an error before the commit point."""
@@ -701,7 +697,7 @@ class Flow:
         self.edge.write_answer(request, error.status, lines + (error.headers or self._limit_headers()), body)
 
     def _error_answer(self, error: GatewayError) -> tuple[bytes, bytes]:
-        return heads.error_answer(error, self.request.operation.protocol.error_body(error.body()))
+        return heads.error_answer(error, self.request.operation.protocol)
 
     def _limit_headers(self) -> bytes:
         """Every answer to a limited key says what is left, those before the reservation too."""
@@ -787,8 +783,6 @@ class Flow:
 _UNREMARKABLE = frozenset(("ok", "4xx", "client_gone"))
 # Outcomes that say nothing about a backend's health. 429: it rests for as long as it said.
 _NO_VERDICT = frozenset(("4xx", "client_gone", "shutdown", "bug", "400", "422", "429", "stale", "loading", "failed", "no_memory"))
-_OUTPUT_LIMITS = frozenset(("max_tokens", "max_completion_tokens", "max_output_tokens"))
-
 
 def _overloaded() -> Overloaded:
     return Overloaded("The gateway runs as many requests as it may; try again shortly.", retry_after_s=1)

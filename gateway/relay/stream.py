@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from gateway.relay import answers
 from gateway.wire import sse
+from gateway.wire.usage import without_usage_events
 
 if TYPE_CHECKING:
-    from gateway.wire.protocols import Protocol
+    from gateway.wire.protocols import WireProtocol
     from gateway.wire.usage import Usage
 
 
@@ -33,10 +34,11 @@ class EventStream:
         "failed",
         "finished",
         "held_comments",
+        "latest",
         "usage",
     )
 
-    def __init__(self, protocol: Protocol, by_close: bool, hides_usage: bool, rename: sse.ModelRename | None) -> None:
+    def __init__(self, protocol: WireProtocol, by_close: bool, hides_usage: bool, rename: sse.ModelRename | None) -> None:
         self._protocol = protocol
         self._by_close = by_close
         self._hides_usage = hides_usage
@@ -47,6 +49,7 @@ class EventStream:
         self.failed = False  # the backend said in an event that it failed
         self.finished = False  # some event said that the answer is complete; looked for only where nothing else says so
         self.held_comments = b""  # what came before the first data event
+        self.latest = b""  # the last block, where the protocol numbers its events
         self.usage: Usage | None = None
 
     def feed(self, data: bytes) -> bytes:
@@ -74,7 +77,9 @@ class EventStream:
         self.data_events += block.count(b"data:")
         if self._by_close and not self.finished and protocol.is_terminal(block):
             self.finished = True
-        if protocol.done and b"[DONE]" in block:
+        if not protocol.has_done:
+            self.latest = block
+        elif b"[DONE]" in block:
             block = self._cut_done(block)
         if b'"usage"' in block:
             block = self._tap(block)
@@ -111,10 +116,8 @@ class EventStream:
     def _tap(self, block: bytes) -> bytes:
         if block.count(b'"usage"') == block.count(b'"usage":null') + block.count(b'"usage": null'):
             return block
-        usage, alone = self._protocol.tap(block)
-        if usage is not None:
-            self.usage = usage if self.usage is None else self._protocol.merge(self.usage, usage)
-        return self._protocol.without_usage(block) if alone and self._hides_usage else block
+        self.usage, alone = self._protocol.tap(block, self.usage)
+        return without_usage_events(block) if alone and self._hides_usage else block
 
     def _says_error(self, block: bytes) -> bool:
         for event in sse.events(block):

@@ -8,6 +8,7 @@ import math
 import orjson
 
 from gateway.errors import GatewayError
+from gateway.wire.protocols import OPENAI, WireProtocol
 
 
 def _status_line(status: int) -> bytes:
@@ -28,14 +29,14 @@ CLOSE = b"connection: close\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
 
-def error_answer(error: GatewayError) -> tuple[bytes, bytes]:
-    """(header lines, body) of an error in OpenAI's shape."""
+def error_answer(error: GatewayError, protocol: WireProtocol = OPENAI) -> tuple[bytes, bytes]:
+    """(header lines, body) of an error in the protocol's shape."""
     lines = JSON
     if error.retry_after_s is not None:
         lines += b"retry-after: %d\r\n" % max(0, math.ceil(error.retry_after_s))
     if error.retry is not None:
         lines += b"x-should-retry: %b\r\n" % (b"true" if error.retry else b"false")
-    return lines, orjson.dumps(error.body())
+    return lines, orjson.dumps(protocol.error_body(error.body()))
 
 
 def chunk(data: bytes) -> bytes:
