@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +35,14 @@ class ApiKey:
 
 
 async def insert_key(conn: AsyncConnection, key: ApiKey, digest: bytes) -> None:
-    await conn.execute(insert(api_keys).values(_values(key)))
-    await _insert_digest(conn, key.id, digest, key.created_at)
+    await insert_keys(conn, [(key, digest)])
+
+
+async def insert_keys(conn: AsyncConnection, issued: Sequence[tuple[ApiKey, bytes]]) -> None:
+    """Many keys with their digests in two statements."""
+    await conn.execute(insert(api_keys), [_values(key) for key, _ in issued])
+    rows = [{"digest": digest, "key_id": key.id, "created_at": key.created_at, "expires_at": None} for key, digest in issued]
+    await conn.execute(insert(api_key_digests), rows)
 
 
 async def update_key(conn: AsyncConnection, key: ApiKey) -> None:

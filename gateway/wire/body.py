@@ -19,7 +19,8 @@ import orjson
 
 from gateway.errors import InvalidRequest
 
-ACTED_ON = frozenset({"model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of"})
+LIMIT_NAMES = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+ACTED_ON = frozenset({"model", "stream", "stream_options", "n", "best_of", *LIMIT_NAMES})
 
 # Keys that clients commonly send and that are no twin of ours: spares the case-fold below. Not a list of what is allowed: all is.
 _COMMON = ACTED_ON | frozenset(
@@ -73,8 +74,8 @@ def _json_fault(error: Exception) -> str:
     return "it is nested too deeply."
 
 
-def peek(body: bytes) -> Peek:
-    """Parse and check `body`.
+def peek(body: bytes, limit_names: tuple[str, ...] = LIMIT_NAMES) -> Peek:
+    """Parse and check `body`. `limit_names`: the members that bound the answer's tokens in this operation; others bound nothing there.
 
     The types checked here are those that the gateway acts on; the rest is the backend's to judge.
     """
@@ -90,13 +91,13 @@ def peek(body: bytes) -> Peek:
         fields=fields,
         model=model,
         stream=stream is True,
-        include_usage=_include_usage(fields, stream is True) if "stream_options" in fields else False,
-        choices=_positive(fields, "n") if "n" in fields else 1,
-        output_limit=_output_limit(fields),
+        include_usage=include_usage(fields, stream is True) if "stream_options" in fields else False,
+        choices=positive(fields, "n") if "n" in fields else 1,
+        output_limit=output_limit(fields, limit_names),
     )
 
 
-def _include_usage(fields: dict[str, Any], stream: bool) -> bool:
+def include_usage(fields: dict[str, Any], stream: bool) -> bool:
     options = fields["stream_options"]
     if options is None:
         return False
@@ -110,7 +111,7 @@ def _include_usage(fields: dict[str, Any], stream: bool) -> bool:
     return include is True
 
 
-def _positive(fields: dict[str, Any], name: str) -> int:
+def positive(fields: dict[str, Any], name: str) -> int:
     value = fields[name]
     if value is None:
         return 1
@@ -119,9 +120,10 @@ def _positive(fields: dict[str, Any], name: str) -> int:
     return value
 
 
-def _output_limit(fields: dict[str, Any]) -> int | None:
+def output_limit(fields: dict[str, Any], limit_names: tuple[str, ...]) -> int | None:
+    """The largest of the limits that are there."""
     limit = None
-    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
+    for name in limit_names:
         value = fields.get(name)
         if value is None:
             continue
