@@ -81,6 +81,7 @@ class AdapterExchange:
     """One run of an adapter's coroutine. Implements `backends.base.Exchange`."""
 
     connect_ms: float | None = None
+    sent = True
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter

@@ -60,6 +60,10 @@ class Exchange(Protocol):
     def connect_ms(self) -> float | None:
         """Milliseconds that connecting took; 0 where the connection stood already, None where there is none."""
 
+    @property
+    def sent(self) -> bool:
+        """May any byte of the request have reached the backend? False as long as a connection is being made."""
+
     def start(self, call: Call, sink: Sink) -> None:
         """Send the call. Never raises for what the network does: that comes as `on_error`."""
 

@@ -46,6 +46,7 @@ class EchoExchange:
 
     __slots__ = ("_backend", "_paused", "_pieces", "_sink", "_timer", "over")
     connect_ms: float | None = None
+    sent = True
 
     def __init__(self, backend: EchoBackend) -> None:
         self._backend = backend

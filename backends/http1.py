@@ -116,7 +116,7 @@ class Http1Pool:
 class Http1Exchange:
     """One attempt over one connection. Implements `backends.base.Exchange`."""
 
-    __slots__ = ("_call", "_connecting", "_paused", "_pool", "connect_ms", "connection", "over", "sink")
+    __slots__ = ("_call", "_connecting", "_paused", "_pool", "connect_ms", "connection", "over", "sent", "sink")
 
     def __init__(self, pool: Http1Pool) -> None:
         self._pool = pool
@@ -124,6 +124,7 @@ class Http1Exchange:
         self._connecting: asyncio.Task[None] | None = None
         self._paused = False
         self.connection: Connection | None = None
+        self.sent = False
         self.over = False
 
     def start(self, call: Call, sink: Sink) -> None:
@@ -188,6 +189,7 @@ class Http1Exchange:
     def _send(self, connection: Connection, reused: bool) -> None:
         call = self._call
         self.connection = connection
+        self.sent = True
         connection.begin(self, reused)
         if self._paused:
             connection.transport.pause_reading()

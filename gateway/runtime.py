@@ -18,6 +18,8 @@ from gateway.limits.base import Limiter
 from gateway.metering.log import RequestLog
 from gateway.metering.meter import Meter
 from gateway.metering.record import UsageRecord
+from gateway.limits.slots import Slots
+from gateway.routing.health import HealthBoard
 from gateway.routing.table import RouteTable, Target
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
@@ -95,11 +97,12 @@ class Relay:
     max_answer_bytes: int
     cors_origins: frozenset[bytes]
     default_models: tuple[str, ...] = ()  # embedding, chat: for tokenize and detokenize without a model
-    max_attempts: int = 2
     max_held_bytes: int = 512_000_000  # request bodies held in memory by this process at once
     held_bytes: int = 0
     draining: bool = False
     clock: Clock = field(default_factory=Clock)
+    slots: Slots = field(default_factory=lambda: Slots(10_000, 5.0))
+    health: HealthBoard = field(default_factory=HealthBoard)
     load: InFlight = field(default_factory=InFlight)
     rng: random.Random = field(default_factory=random.Random)
     ids: Iterator[str] = field(default_factory=request_ids)

@@ -69,6 +69,7 @@ class _NotReadyExchange:
 
     __slots__ = ("_state",)
     connect_ms: float | None = None
+    sent = False
 
     def __init__(self, state: str) -> None:
         self._state = state
@@ -101,6 +102,10 @@ class _LocalExchange:
     @property
     def connect_ms(self) -> float | None:
         return self._inner.connect_ms
+
+    @property
+    def sent(self) -> bool:
+        return self._inner.sent
 
     def start(self, call: Call, sink: Sink) -> None:
         self._inner.start(call, _LocalSink(sink))

@@ -38,6 +38,7 @@ class TokenizeExchange:
 
     __slots__ = ("_aborted", "_answer", "_operation", "_paused", "_pool", "_sink", "_step", "_tokenizer", "_work")
     connect_ms: float | None = None
+    sent = True
 
     def __init__(self, tokenizer: Tokenizer, operation: str, pool: Executor | None = None) -> None:
         self._tokenizer = tokenizer
