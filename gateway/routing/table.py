@@ -8,8 +8,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast
 
 from backends.base import Backend
+from gateway.routing.choice import policy_of
 from gateway.routing.document import CustomEntry, EchoEntry, LocalEntry, ModelEntry, PricesEntry, RevisionDocument, SecretRef
-from gateway.routing.policies import POLICIES, Arms, Policy, Shadow, Weighted
+from gateway.routing.policies import Arms, Canary, Experiment, Policy, Shadow
 
 if TYPE_CHECKING:
     from gateway.routing.health import Health
@@ -137,13 +138,13 @@ def build_table(
 
     def route_of(model: ModelEntry) -> Route:
         targets = tuple(_targets(model, open_backend, secrets, problems, health_of))
-        retries = model.retries
+        policy, retries = policy_of(model, targets), model.retries
         return Route(
             id=model.id,
             name=model.name or model.id,
             created=created,
             targets=targets,
-            policy=POLICIES.get(model.policy, Weighted)(targets),
+            policy=policy,
             parameters=model.parameters,
             timeouts=_timeouts(model, defaults),
             prices=_prices(model.prices),
@@ -154,6 +155,7 @@ def build_table(
             retries=retries_of(model.id, retries.ratio if retries else DEFAULT_RETRY_RATIO),
             max_attempts=retries.max_attempts if retries else DEFAULT_MAX_ATTEMPTS,
             fallback=model.fallback,
+            arms=policy if isinstance(policy, Canary | Experiment) else None,
             shadow=_shadow(model, targets),
             has_local=any(target.type == "local" and target.weight > 0 for target in targets),
         )
