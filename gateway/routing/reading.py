@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from gateway.routing.agreement import disagreements
 from gateway.routing.document import (
     BACKEND_TYPES,
     ModelEntry,
@@ -17,12 +18,19 @@ from gateway.routing.document import (
     TimeoutsEntry,
 )
 from gateway.routing.faults import DocumentInvalid, Fault, Path, nearest
+from gateway.routing.traffic import ArmEntry, CanaryEntry, ExperimentEntry, ProbeEntry, RetriesEntry, ShadowEntry, StickyEntry
 
 _NESTED: Mapping[str, type[BaseModel]] = {
     "timeouts": TimeoutsEntry,
     "prices": PricesEntry,
     "api_key": SecretRef,
     "authorization": SecretRef,
+    "sticky": StickyEntry,
+    "canary": CanaryEntry,
+    "experiment": ExperimentEntry,
+    "shadow": ShadowEntry,
+    "retries": RetriesEntry,
+    "probe": ProbeEntry,
 }
 _TAGS = frozenset({"text", "reference"})
 
@@ -40,7 +48,7 @@ def check_document(data: object, *, absolute_paths: bool = True) -> tuple[Revisi
     if not isinstance(data, dict):
         return None, [Fault((), 'must be a mapping that begins with "models:"')]
     normal = _normal_keys(data, RevisionDocument)
-    faults = list(_cross_faults(normal))
+    faults = list(disagreements(normal))
     document = None
     try:
         document = RevisionDocument.model_validate(normal, context={"absolute_paths": absolute_paths})
@@ -72,6 +80,8 @@ def _normal_value(part: type[BaseModel], name: object, value: Any) -> Any:
         return [_normal_keys(item, ModelEntry) if isinstance(item, dict) else item for item in value]
     if isinstance(value, list) and (part, name) == (ModelEntry, "backends"):
         return [_normal_keys(item, _backend_part(item)) if isinstance(item, dict) else item for item in value]
+    if isinstance(value, dict) and (part, name) == (ExperimentEntry, "arms"):
+        return {arm: _normal_keys(item, ArmEntry) if isinstance(item, dict) else item for arm, item in value.items()}
     if isinstance(value, dict) and isinstance(name, str) and name in _NESTED:
         return _normal_keys(value, _NESTED[name])
     return value
@@ -80,33 +90,6 @@ def _normal_value(part: type[BaseModel], name: object, value: Any) -> Any:
 def _backend_part(item: dict[Any, Any]) -> type[BaseModel]:
     kind = item.get("type")
     return BACKEND_TYPES.get(kind, BACKEND_TYPES["custom"]) if isinstance(kind, str) else BACKEND_TYPES["custom"]
-
-
-def _cross_faults(data: dict[Any, Any]) -> Iterator[Fault]:
-    """What no single field shows. Works on unchecked data, so that these faults come together with all others."""
-    models = _items(data.get("models"))
-    yield from _duplicates(models, ("models",), "model")
-    for position, model in models:
-        place: Path = ("models", position, "backends")
-        backends = _items(model.get("backends"))
-        yield from _duplicates(backends, place, "backend")
-        for index, backend in backends:
-            if backend.get("api_key") is not None and backend.get("authorization") is not None:
-                yield Fault((*place, index, "authorization"), "is given beside api_key: only one of the two can be sent")
-
-
-def _items(value: object) -> list[tuple[int, dict[Any, Any]]]:
-    return [(i, item) for i, item in enumerate(value) if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _duplicates(items: list[tuple[int, dict[Any, Any]]], place: Path, what: str) -> Iterator[Fault]:
-    seen: set[str] = set()
-    for position, item in items:
-        name = item.get("id")
-        if isinstance(name, str):
-            if name in seen:
-                yield Fault((*place, position, "id"), f'there is already a {what} with the id "{name}"')
-            seen.add(name)
 
 
 def _fault(error: Any) -> Fault:
@@ -146,6 +129,8 @@ def _part_at(path: Path, loc: tuple[str | int, ...]) -> type[BaseModel]:
     """The kind of mapping that lies at this path."""
     if len(path) < 2:
         return RevisionDocument
+    if path[-2] == "arms":
+        return ArmEntry
     if isinstance(path[-1], str):
         return _NESTED.get(path[-1], ModelEntry)
     return ModelEntry if len(path) == 2 else BACKEND_TYPES[str(loc[4])]

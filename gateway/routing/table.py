@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from backends.base import Backend
+from gateway.routing.choice import policy_of
 from gateway.routing.document import CustomEntry, EchoEntry, LocalEntry, ModelEntry, PricesEntry, RevisionDocument, SecretRef
-from gateway.routing.policies import POLICIES, Arms, Policy, Shadow, Weighted
-
-if TYPE_CHECKING:
-    from gateway.routing.health import Health
-    from gateway.routing.retries import RetryBudget
+from gateway.routing.health import Health
+from gateway.routing.policies import Arms, Canary, Experiment, Policy, Shadow
+from gateway.routing.retries import RATIO, RetryBudget
 
 DEFAULT_MAX_OUTPUT_TOKENS = 1024
-DEFAULT_RETRY_RATIO = 0.2
 DEFAULT_MAX_ATTEMPTS = 2
 
 
@@ -45,7 +43,7 @@ class Target:
     backend: Backend
     path: str | None = None
     priority: int = 0
-    health: Health = field(default=cast("Health", None), repr=False)
+    health: Health = field(default_factory=Health, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ class Route:
     tokenizer: str | None
     revision: int
     live: bool
-    retries: RetryBudget = field(default=cast("RetryBudget", None), repr=False)
+    retries: RetryBudget = field(default_factory=RetryBudget, repr=False)
     max_attempts: int = DEFAULT_MAX_ATTEMPTS
     fallback: str | None = None
     arms: Arms | None = None
@@ -97,25 +95,29 @@ class Route:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RouteTable:
-    """All routes of one revision. `problems`: sentences for the log about targets that had to be left out."""
+    """All routes of one revision. `problems`: sentences for the log about targets that had to be left out.
+
+    `health_keys`: backend and upstream model of every target, what a `HealthBoard` must go on remembering.
+    """
 
     revision: int
     routes: dict[str, Route]
     problems: tuple[str, ...] = ()
+    health_keys: frozenset[tuple[BackendSpec, str]] = frozenset()
 
 
-class _SecretMissing(Exception):
+class SecretMissing(Exception):
     """A backend names a secret that is not in the store."""
 
 
-def _no_health(spec: BackendSpec, upstream_model: str) -> Health:
+def _unwatched(spec: BackendSpec, upstream_model: str) -> Health:
     del spec, upstream_model
-    return cast("Health", None)
+    return Health()
 
 
-def _no_retries(route_id: str, ratio: float) -> RetryBudget:
-    del route_id, ratio
-    return cast("RetryBudget", None)
+def _fresh_budget(route_id: str, ratio: float) -> RetryBudget:
+    del route_id
+    return RetryBudget(ratio)
 
 
 def build_table(
@@ -125,8 +127,8 @@ def build_table(
     open_backend: Callable[[BackendSpec], Backend],
     defaults: Timeouts,
     secrets: Mapping[str, str],
-    health_of: Callable[[BackendSpec, str], Health] = _no_health,
-    retries_of: Callable[[str, float], RetryBudget] = _no_retries,
+    health_of: Callable[[BackendSpec, str], Health] = _unwatched,
+    retries_of: Callable[[str, float], RetryBudget] = _fresh_budget,
 ) -> RouteTable:
     """The table of one revision. `created`: Unix seconds. `secrets`: plain values by name.
 
@@ -134,16 +136,21 @@ def build_table(
     A target whose secret is missing is left out rather than sent without its credential; the others go on serving.
     """
     problems: list[str] = []
+    named: set[tuple[BackendSpec, str]] = set()
+
+    def watched(spec: BackendSpec, upstream_model: str) -> Health:
+        named.add((spec, upstream_model))
+        return health_of(spec, upstream_model)
 
     def route_of(model: ModelEntry) -> Route:
-        targets = tuple(_targets(model, open_backend, secrets, problems, health_of))
-        retries = model.retries
+        targets = tuple(_targets(model, open_backend, secrets, problems, watched))
+        policy, retries = policy_of(model, targets), model.retries
         return Route(
             id=model.id,
             name=model.name or model.id,
             created=created,
             targets=targets,
-            policy=POLICIES.get(model.policy, Weighted)(targets),
+            policy=policy,
             parameters=model.parameters,
             timeouts=_timeouts(model, defaults),
             prices=_prices(model.prices),
@@ -151,21 +158,22 @@ def build_table(
             tokenizer=model.tokenizer,
             revision=revision_id,
             live=any(target.weight > 0 for target in targets),
-            retries=retries_of(model.id, retries.ratio if retries else DEFAULT_RETRY_RATIO),
+            retries=retries_of(model.id, retries.ratio if retries else RATIO),
             max_attempts=retries.max_attempts if retries else DEFAULT_MAX_ATTEMPTS,
             fallback=model.fallback,
+            arms=policy if isinstance(policy, Canary | Experiment) else None,
             shadow=_shadow(model, targets),
             has_local=any(target.type == "local" and target.weight > 0 for target in targets),
         )
 
     routes = {model.id: route_of(model) for model in document.models}
-    return RouteTable(revision_id, routes, tuple(problems))
+    return RouteTable(revision_id, routes, tuple(problems), frozenset(named))
 
 
 def local_specs(document: RevisionDocument) -> tuple[BackendSpec, ...]:
     """The local models that this revision needs, each once, in the order of the document (drained ones too: they stay loaded)."""
     entries = (entry for model in document.models for entry in model.backends if isinstance(entry, LocalEntry))
-    return tuple(dict.fromkeys(_spec(entry, {}) for entry in entries))
+    return tuple(dict.fromkeys(spec_of(entry, {}) for entry in entries))
 
 
 def _targets(
@@ -177,8 +185,8 @@ def _targets(
 ) -> Iterator[Target]:
     for backend_id, entry in zip(model.backend_ids(), model.backends, strict=True):
         try:
-            spec = _spec(entry, secrets)
-        except _SecretMissing as missing:
+            spec = spec_of(entry, secrets)
+        except SecretMissing as missing:
             problems.append(f'backend {backend_id} of model {model.id} is left out: the secret "{missing}" is not in the store')
             continue
         upstream_model = entry.model or model.id
@@ -202,7 +210,8 @@ def _shadow(model: ModelEntry, targets: tuple[Target, ...]) -> Shadow | None:
     return next((Shadow(target, wanted.sample, wanted.max_in_flight) for target in targets if target.id == wanted.backend), None)
 
 
-def _spec(entry: CustomEntry | LocalEntry | EchoEntry, secrets: Mapping[str, str]) -> BackendSpec:
+def spec_of(entry: CustomEntry | LocalEntry | EchoEntry, secrets: Mapping[str, str]) -> BackendSpec:
+    """What the document says of one backend, its credential in the clear. Raises `SecretMissing`."""
     if isinstance(entry, LocalEntry):
         return BackendSpec("local", path=entry.path, port=entry.port)
     if isinstance(entry, EchoEntry):
@@ -219,7 +228,7 @@ def _plain(value: str | SecretRef, secrets: Mapping[str, str]) -> str:
     if isinstance(value, str):
         return value
     if value.secret not in secrets:
-        raise _SecretMissing(value.secret)
+        raise SecretMissing(value.secret)
     return secrets[value.secret]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def prompt_prefix(fields: Mapping[str, Any], limit_bytes: int) -> bytes | None:
-    """The first `limit_bytes` bytes of what the model reads: roles and texts of the messages in turn, or the prompt; None where there is none.
+    """The first `limit_bytes` bytes of what the model reads: roles and texts of the messages in turn, or the prompt; None without any.
 
     `fields` is a parsed body, nothing in it is trusted to have the type that it should. Equal beginnings of two conversations give
     equal bytes; parts that are no text (images, audio) count by their type alone.

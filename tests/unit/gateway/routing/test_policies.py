@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends.base import Exchange
-from gateway.routing.policies import POLICIES, LeastInFlight, Weighted
+from gateway.routing.policies import POLICIES, Affinity, LeastInFlight, Weighted
 from gateway.routing.table import Target
 
 
@@ -36,6 +36,9 @@ class Load:
 
     def in_flight(self, target: Target) -> int:
         return self.counts.get(target.id, 0)
+
+    def affinity(self, by: Affinity) -> bytes | None:
+        return b"key-1" if by.kind == "key" else None
 
 
 def targets(*weights: int) -> tuple[Target, ...]:
