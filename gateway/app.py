@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import time
 from concurrent.futures import Executor
 from importlib.metadata import version
@@ -28,12 +29,15 @@ from gateway.api import create_api
 from gateway.keeper.settle import settle
 from gateway.limits.local import LocalLimiter
 from gateway.limits.refusing import RefusingLimiter
+from gateway.limits.slots import Slots
 from gateway.metering.exposition import exposition
 from gateway.metering.ledger import SegmentWriter
 from gateway.metering.log import RequestLog
 from gateway.metering.meter import Meter
 from gateway.metering.names import make_metrics
 from gateway.routing.document import RevisionDocument
+from gateway.routing.health import HealthBoard
+from gateway.routing.retries import RetryBudgets
 from gateway.routing.table import BackendSpec, RouteTable, Timeouts, build_table
 from gateway.runtime import Control, Relay
 from gateway.store import revisions
@@ -154,6 +158,7 @@ class Services:
         self._backends = LiveBackends(self.local_state, verifying(settings.upstream_ca_file))
         self._tokenizers = RouteTokenizers(settings)
         self._spending = Spending()
+        self._retries = RetryBudgets()
         self._reload = False  # is a revision in the log that is not in force yet
         self._tokenizing: asyncio.Task[None] | None = None
         self._started_s = time.monotonic()
@@ -173,6 +178,9 @@ class Services:
             table=RouteTable(0, {}),
             max_body_bytes=int(settings.max_body_mb * 1e6),
             max_answer_bytes=int(settings.max_answer_mb * 1e6),
+            max_held_bytes=int(settings.max_held_mb * 1e6),
+            slots=Slots(settings.max_running, settings.queue_wait_s),
+            health=HealthBoard(random.Random().random),  # noqa: S311  # spreads trials in time, hides nothing
             cors_origins=frozenset(origin.encode() for origin in settings.cors_origins),
             default_models=(settings.default_embedding_model or "demo-embed", settings.default_chat_model or "demo-chat"),
         )
@@ -235,6 +243,8 @@ class Services:
             self._backends.open,
             Timeouts(s.timeout_connect_s, s.timeout_first_byte_s, s.timeout_idle_s, s.timeout_total_s),
             secrets,
+            lambda spec, upstream_model: self.relay.health.of((spec, upstream_model)),
+            self._retries.of,
         )
         for problem in table.problems:
             logger.warning("route table", problem=problem)
@@ -242,6 +252,8 @@ class Services:
             self.relay.meter.metrics.backend_ready.clear()  # targets of the old table
         self.relay.table = table
         self.relay.meter.metrics.revision.set(table.revision)
+        self.relay.health.retire(table.health_keys)
+        self._retries.retire(table.routes)
         await self._backends.retire()
         return table
 
@@ -310,6 +322,7 @@ class Services:
     def _observe(self) -> None:
         """Figures that are states, not events."""
         metrics = self.relay.meter.metrics
+        self.relay.health.settle(time.monotonic())
         for route in self.relay.table.routes.values():
             for target in route.targets:
                 metrics.backend_ready.labels(route.id, target.id).set(target.backend.ready)

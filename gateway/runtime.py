@@ -15,10 +15,10 @@ from auth.login import Login
 from auth.passwords import Passwords
 from backends.local import LocalState
 from gateway.limits.base import Limiter
+from gateway.limits.slots import Slots
 from gateway.metering.log import RequestLog
 from gateway.metering.meter import Meter
 from gateway.metering.record import UsageRecord
-from gateway.limits.slots import Slots
 from gateway.routing.health import HealthBoard
 from gateway.routing.table import RouteTable, Target
 from gateway.store.engine import Database

@@ -43,6 +43,13 @@ class Settings(BaseSettings):
     timeout_total_s: float = Field(3600, ge=0, validation_alias=_env("GATEWAY_TIMEOUT_TOTAL_S"), description="0 = none")
     max_body_mb: float = Field(32, gt=0, validation_alias=_env("GATEWAY_MAX_BODY_MB"), description="request bodies above: 413")
     max_answer_mb: float = Field(64, gt=0, validation_alias=_env("GATEWAY_MAX_ANSWER_MB"), description="unstreamed answers above: 502")
+    max_running: int = Field(
+        10_000, ge=1, validation_alias=_env("GATEWAY_MAX_RUNNING"), description="relayed requests at once, per server process; more wait"
+    )
+    queue_wait_s: float = Field(5, ge=0, validation_alias=_env("GATEWAY_QUEUE_WAIT_S"), description="how long they wait before 503")
+    max_held_mb: float = Field(
+        512, gt=0, validation_alias=_env("GATEWAY_MAX_HELD_MB"), description="bodies in memory, per server process; above: 503"
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         ("*",), validation_alias=_env("GATEWAY_CORS_ORIGINS", "ALLOWED_ORIGINS"), description="comma-separated; for /v1 only"
     )

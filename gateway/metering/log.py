@@ -45,6 +45,14 @@ class RequestLog:
         fields = {"event": "attempt_failed", "at": round(at_s, 3), "request_id": request_id, "model": model}
         self._lines.append(orjson.dumps(fields | {"backend": backend, "outcome": outcome}, option=orjson.OPT_APPEND_NEWLINE))
 
+    def shadowed(
+        self, at_s: float, request_id: str, model: str, backend: str, outcome: str, status: int, duration_ms: float, tokens: int | None
+    ) -> None:
+        """The copy of a request has ended."""
+        fields = {"event": "shadow", "at": round(at_s, 3), "request_id": request_id, "model": model, "backend": backend}
+        more = {"outcome": outcome, "status": status, "duration_ms": round(duration_ms, 2), "completion_tokens": tokens}
+        self._lines.append(orjson.dumps(fields | more, option=orjson.OPT_APPEND_NEWLINE))
+
     def flush(self) -> None:
         """Write what has gathered. Never raises: a log that cannot be written must not stop a request."""
         if not self._ended and not self._lines:

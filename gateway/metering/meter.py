@@ -68,6 +68,14 @@ class Meter:
         key = (model, backend, outcome)
         self._attempts[key] = self._attempts.get(key, 0) + 1
 
+    def retry(self, model: str) -> None:
+        """A request goes on to another target, or to another model, after a failed attempt."""
+        self.metrics.retries.labels(model).inc()
+
+    def retry_denied(self, model: str) -> None:
+        """It would have, but the route's retry budget is spent."""
+        self.metrics.retries_denied.labels(model).inc()
+
     def refusal(self, operation: str, code: str) -> None:
         """A request was refused before admission."""
         self.metrics.refusals.labels(operation, code).inc()
@@ -75,6 +83,23 @@ class Meter:
     def limit_refusal(self, kind: str) -> None:
         """It was refused by a limit."""
         self.metrics.limited.labels(kind).inc()
+
+    def shadow(
+        self, model: str, backend: str, outcome: str, seconds: float, original_s: float, tokens: int | None, original_tokens: int
+    ) -> None:
+        """A copy of a request has ended. Times and tokens are summed over the same pairs, so that their quotients compare."""
+        metrics = self.metrics
+        metrics.shadow_requests.labels(model, backend, outcome).inc()
+        if outcome == "ok":
+            metrics.shadow_seconds.labels(model, backend, "shadow").inc(seconds)
+            metrics.shadow_seconds.labels(model, backend, "original").inc(original_s)
+            if tokens is not None:
+                metrics.shadow_tokens.labels(model, backend, "shadow").inc(tokens)
+                metrics.shadow_tokens.labels(model, backend, "original").inc(original_tokens)
+
+    def shadow_skipped(self, model: str, backend: str) -> None:
+        """A copy was not sent: too many run."""
+        self.metrics.shadow_requests.labels(model, backend, "skipped").inc()
 
     def running(self) -> int:
         """Admitted requests that have not ended."""

@@ -28,6 +28,11 @@ class Metrics:
     attempts: Counter
     in_flight: Gauge
     limited: Counter
+    retries: Counter
+    retries_denied: Counter
+    shadow_requests: Counter
+    shadow_seconds: Counter
+    shadow_tokens: Counter
     backend_ready: Gauge
     build: Gauge
     revision: Gauge
@@ -71,6 +76,28 @@ def make_metrics(registry: CollectorRegistry) -> Metrics:
             ("model",),
             registry=registry,
             multiprocess_mode="livesum",
+        ),
+        retries=Counter("gateway_retries", "Attempts beyond the first of a request.", ("model",), registry=registry),
+        retries_denied=Counter(
+            "gateway_retries_denied", "Retries that the route's retry budget did not allow.", ("model",), registry=registry
+        ),
+        shadow_requests=Counter(
+            "gateway_shadow_requests",
+            "Copies of requests sent to a shadow backend, by how they ended.",
+            ("model", "backend", "outcome"),
+            registry=registry,
+        ),
+        shadow_seconds=Counter(
+            "gateway_shadow_duration_seconds",
+            "Summed durations of copies that ended well (side=shadow) and of their originals (side=original).",
+            ("model", "backend", "side"),
+            registry=registry,
+        ),
+        shadow_tokens=Counter(
+            "gateway_shadow_completion_tokens",
+            "Summed completion tokens of the same pairs, where both sides said.",
+            ("model", "backend", "side"),
+            registry=registry,
         ),
         limited=Counter("gateway_limit_refusals", "Requests refused by a limit.", ("kind",), registry=registry),
         backend_ready=Gauge(

@@ -179,7 +179,7 @@ class Attempt:
         operation = flow.request.operation
         form = operation.form(flow.streams, answers.header(headers, b"content-type"))
         if form is Form.EVENTS:
-            by_close = not any([name in _FRAMING for name, _ in headers])
+            by_close = not any(name in _FRAMING for name, _ in headers)
             rename = operation.protocol.rename(self.client_model) if self.client_model is not None else None
             self.stream = EventStream(operation.protocol, by_close, self.asked_usage, rename)
         elif form is Form.RAW:
@@ -188,13 +188,13 @@ class Attempt:
     def _collect(self, data: bytes) -> None:
         self._body.append(data)
         self._collected_bytes += len(data)
-        if self._collected_bytes > _WEIGHED_FROM_BYTES:
-            relay = self.flow.relay
+        relay = self.flow.relay
+        if self._collected_bytes > relay.max_answer_bytes:
+            self._break_off(UpstreamFailed("The backend's answer is larger than the gateway takes."), "too_large")
+        elif self._collected_bytes > _WEIGHED_FROM_BYTES:
             weighed, self._held_bytes = self._held_bytes, self._collected_bytes
             relay.held_bytes += self._held_bytes - weighed
-            if self._collected_bytes > relay.max_answer_bytes:
-                self._break_off(UpstreamFailed("The backend's answer is larger than the gateway takes."), "too_large")
-            elif relay.held_bytes > relay.max_held_bytes:
+            if relay.held_bytes > relay.max_held_bytes:
                 self._break_off(self.flow.too_much_held(), "no_memory")
 
     def _relay(self, stream: EventStream, block: bytes) -> None:

@@ -19,7 +19,7 @@ after it never.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 import structlog
@@ -41,7 +41,6 @@ from gateway.errors import (
     RateLimited,
     ShuttingDown,
     Unauthenticated,
-    UpstreamFailed,
     UpstreamTimeout,
 )
 from gateway.limits.base import Refusal
@@ -52,6 +51,7 @@ from gateway.relay.estimate import cost_pusd, reservation
 from gateway.relay.operations import check_required
 from gateway.relay.shadow import shadow
 from gateway.relay.tokenize import TokenizeExchange
+from gateway.routing.health import REST_S
 from gateway.routing.policies.affinity import value_of
 from gateway.wire import heads
 
@@ -99,6 +99,7 @@ class Flow:
         "_target",
         "_targets",
         "_tokenizer",
+        "_trial",
         "_tries",
         "_waiting",
         "attempt",
@@ -134,6 +135,7 @@ class Flow:
         self._slot = False
         self._waiting = False
         self._queue_ms = 0.0
+        self._trial = 0  # the number under which a half-open target watches this attempt
         self._committed = False
         self._in_attempt = False  # the running attempt is counted as load of its target
         self._at_work = False  # some backend may have worked for this request
@@ -216,7 +218,7 @@ class Flow:
         self._permit = permit = self._reserve(route, peek, body)
         self._begin(route, permit)
         self._target = self._tries = self._fallbacks = 0
-        if route.shadow is not None and relay.rng.random() < route.shadow.sample:
+        if route.shadow is not None and route.shadow.wants(relay.rng):
             self._shadow_body = body
 
     def _find_route(self, peek: Peek) -> Route:
@@ -315,17 +317,17 @@ class Flow:
         """Who is asked, in which order. `least_bad`: where all rest, the least bad is asked rather than everyone refused."""
         targets = route.targets
         operation = self.request.operation
-        if operation.custom_only and not all([operation.serves(target.type) for target in targets]):
+        if operation.custom_only and not all(operation.serves(target.type) for target in targets):
             targets = tuple([target for target in targets if operation.serves(target.type)])
             if not targets:
                 raise operation.not_offered(route.id)
-        if route.has_local and not all([target.backend.ready for target in targets]):
+        if route.has_local and not all(target.backend.ready for target in targets):
             targets = tuple([target for target in targets if target.backend.ready]) or targets
         board = self.relay.health
         if board.troubled:
             now_s = time.monotonic()
             targets = board.usable(targets, now_s)
-            if not least_bad and not any([target.weight > 0 and target.health.available(now_s) for target in targets]):
+            if not least_bad and not any(target.weight > 0 and target.health.available(now_s) for target in targets):
                 return ()
         return route.policy.order(targets, self, self.relay.rng)
 
@@ -395,8 +397,7 @@ class Flow:
                 operation.content_type(request.content_type),
             )
             relay.load.enter(target)
-            if target.health.marked:
-                target.health.began(time.monotonic())
+            self._trial = target.health.began(time.monotonic()) if target.health.marked else 0
         self.attempt = attempt
         self._in_attempt = True
         first_byte_s = self._deadlines[1]
@@ -412,8 +413,7 @@ class Flow:
         if asks_usage:
             options = peek.fields.get("stream_options") or {}
             values["stream_options"] = orjson.dumps({**options, "include_usage": True})
-        for name, value in self._reservation.spliced:
-            values[name] = value
+        values.update(self._reservation.spliced)
         parameters = self._serving.parameters
         if parameters and not operation.inside:
             for name, default in operation.parameters(parameters, peek).items():
@@ -492,7 +492,7 @@ class Flow:
         attempt = self.attempt
         if attempt is not None and attempt.target is not None:
             now_s = time.monotonic()
-            attempt.target.health.rest(now_s + (1.0 if retry_after_s is None else retry_after_s))
+            attempt.target.health.rest(now_s + (REST_S if retry_after_s is None else retry_after_s), now_s, self._trial)
         more = self._target + 1 < len(self._targets) and self._tries < self._serving.max_attempts
         return more or (self._serving.fallback is not None and self._fallbacks < _MOST_FALLBACKS)
 
@@ -500,7 +500,8 @@ class Flow:
         """The backend said when to come back."""
         attempt = self.attempt
         if attempt is not None and attempt.target is not None:
-            attempt.target.health.rest(time.monotonic() + retry_after_s)
+            now_s = time.monotonic()
+            attempt.target.health.rest(now_s + retry_after_s, now_s, self._trial)
 
     def _leave_attempt(self, outcome: str) -> None:
         """One attempt is over: its target is freed and judged, the outcome counted, and named in the log unless all was well."""
@@ -514,11 +515,11 @@ class Flow:
             health = target.health
             if outcome == "ok":
                 if health.marked:
-                    health.succeeded(relay.clock.now_s)
+                    health.succeeded(time.monotonic(), self._trial)
             elif outcome not in _NO_VERDICT:
-                health.failed(outcome, time.monotonic())
+                health.failed(outcome, time.monotonic(), self._trial)
             elif health.marked:
-                health.abandoned(time.monotonic())
+                health.abandoned(time.monotonic(), self._trial)
         backend = record.backend or "none"
         relay.meter.attempt(record.model, backend, outcome)
         if outcome not in _UNREMARKABLE:
@@ -735,7 +736,7 @@ class Flow:
         relay.log.ended(record)
         self._leave_slot()
         if self._shadow_body and ending == "success":
-            shadow(relay, self._route, self.request, self._shadow_body, record)
+            shadow(relay, self._route, self.request.operation, self.request.content_type, self._shadow_body, record)
 
     def _count(self, record: UsageRecord) -> None:
         """The backend's own number when there is one; else what was asked and relayed, as far as anything was."""
@@ -783,6 +784,7 @@ class Flow:
 _UNREMARKABLE = frozenset(("ok", "4xx", "client_gone"))
 # Outcomes that say nothing about a backend's health. 429: it rests for as long as it said.
 _NO_VERDICT = frozenset(("4xx", "client_gone", "shutdown", "bug", "400", "422", "429", "stale", "loading", "failed", "no_memory"))
+
 
 def _overloaded() -> Overloaded:
     return Overloaded("The gateway runs as many requests as it may; try again shortly.", retry_after_s=1)

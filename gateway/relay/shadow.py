@@ -70,15 +70,25 @@ def _call(route: Route, target: Target, operation: Operation, content_type: byte
         replace = {name: value for name, value in values.items() if name in peek.fields}
         body = operation.edit(body, content_type, replace, [item for item in values.items() if item[0] not in replace])
     headers = ((b"x-request-id", f"{request_id}-shadow".encode()),)
-    return Call(
-        target.id, operation.name, operation.path, body, headers, route.timeouts.connect_s, operation.content_type(content_type)
-    )
+    return Call(target.id, operation.name, operation.path, body, headers, route.timeouts.connect_s, operation.content_type(content_type))
 
 
 class Copy:
     """The sink of one copy."""
 
-    __slots__ = ("_body", "_bytes", "_exchange", "_operation", "_original", "_relay", "_started_s", "_status", "_stream", "_target", "_timer")
+    __slots__ = (
+        "_body",
+        "_bytes",
+        "_exchange",
+        "_operation",
+        "_original",
+        "_relay",
+        "_started_s",
+        "_status",
+        "_stream",
+        "_target",
+        "_timer",
+    )
 
     def __init__(self, relay: Relay, target: Target, operation: Operation, original: Original) -> None:
         self._relay = relay
@@ -146,9 +156,8 @@ class Copy:
         self._relay.meter.shadow(
             original.model, self._target.id, outcome, seconds, original.duration_ms / 1000, tokens, original.completion_tokens
         )
-        self._relay.log.shadowed(
-            time.time(), original.request_id, original.model, self._target.id, outcome, self._status, seconds, original, tokens
-        )
+        log = self._relay.log
+        log.shadowed(time.time(), original.request_id, original.model, self._target.id, outcome, self._status, seconds * 1000, tokens)
 
     def _tokens(self) -> int | None:
         """Completion tokens of the copy; None where its backend does not say."""
