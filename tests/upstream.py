@@ -52,6 +52,8 @@ class Wire:
         self.writer = writer
 
     async def send(self, data: bytes) -> None:
+        if self.writer.transport.is_closing():  # uvloop raises RuntimeError where asyncio's own loop says nothing
+            raise ConnectionResetError
         self.writer.write(data)
         await self.writer.drain()
 

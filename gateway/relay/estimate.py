@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.relay.tokenize import prompt_tokens
+from gateway.wire.multipart import Upload
 
 if TYPE_CHECKING:
     from auth.principal import Limits
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 _EXACT_BELOW_BYTES = 4096
 _MOST_TOKENS = 10**15  # no limit that can be set is higher; a client's absurd number stays a number that can be written down
+_FILE_TOKENS = 8192
+_PICTURES = frozenset(("image", "images", "mask"))  # what edits take as JSON
 _TEMPLATE_TOKENS = 64  # what a chat template puts around messages, beyond the JSON that the body spends on them
 
 
@@ -28,32 +31,65 @@ class Reservation(NamedTuple):
 
 
 def reservation(operation: Operation, route: Route, peek: Peek, body: bytes, limits: Limits, tokenizers: TokenizerSource) -> Reservation:
-    """tokens = prompt estimate + choices x output limit; cost = an upper bound, 0 without a price or a budget."""
+    """tokens = prompt estimate + choices x output limit; cost = an upper bound, 0 without a price or a budget.
+
+    Only text counts as tokens of a prompt: not the files of a form, nor pictures that stand in its place. What an operation answers without
+    a limit that a client could set (pictures, speech, embeddings) is not reserved in tokens; its report is owed afterwards.
+    """
     if operation.inside:
         return Reservation(0, 0, 0)
-    prompt = len(body) // 4
+    text_bytes = _text_bytes(peek.fields) if operation.raw else len(body)
+    prompt = text_bytes // 4
     if limits.tpm is not None and len(body) < _EXACT_BELOW_BYTES:
         tokenizer = tokenizers.of(route.id)
         if tokenizer is not None:
             exact = prompt_tokens(tokenizer, operation.name, peek.fields)
             prompt = prompt if exact is None else exact
+    if operation.raw:
+        answer = min(peek.choices * route.max_output_tokens, _MOST_TOKENS)
+        return Reservation(prompt, _bound(route.prices, limits, text_bytes + _upload_tokens(peek.fields), answer), prompt)
     if not operation.generates:
-        return Reservation(prompt, _bound(route.prices, limits, body, 0), prompt)
+        return Reservation(prompt, _bound(route.prices, limits, text_bytes, 0), prompt)
     limit = peek.output_limit
     spliced: tuple[tuple[str, bytes], ...] = ()
     if limit is None:
-        own = _own_limit(route)
+        own = _own_limit(operation, route, peek)
         limit = route.max_output_tokens if own is None else own
         if limits.budget is not None and route.prices is not None and own is None:
-            spliced = (("max_tokens", b"%d" % limit),)
+            spliced = ((operation.limit, b"%d" % limit),)
     output = min(_choices(operation, peek) * limit, _MOST_TOKENS)
-    return Reservation(prompt + output, _bound(route.prices, limits, body, output), prompt, spliced)
+    return Reservation(prompt + output, _bound(route.prices, limits, text_bytes, output), prompt, spliced)
 
 
-def _own_limit(route: Route) -> int | None:
+def _text_bytes(fields: dict[str, Any]) -> int:
+    """The UTF-8 bytes of what is said in words: top-level texts, data URLs left out."""
+    size_bytes = 0
+    for value in fields.values():
+        for text in value if type(value) is list else (value,):
+            if type(text) is str and not text.startswith("data:"):
+                size_bytes += len(text.encode("utf-8", "surrogatepass"))
+    return size_bytes
+
+
+def _upload_tokens(fields: dict[str, Any]) -> int:
+    """What files can cost at most: a picture some thousand tokens whatever its size, audio ten a second at 6 kbit/s or more."""
+    tokens = 0
+    for name, value in fields.items():
+        for item in value if type(value) is list else (value,):
+            if type(item) is Upload:
+                tokens += _FILE_TOKENS + item.size_bytes // 64
+            elif (type(item) is str and item.startswith("data:")) or name in _PICTURES:
+                tokens += _FILE_TOKENS
+    return tokens
+
+
+def _own_limit(operation: Operation, route: Route, peek: Peek) -> int | None:
     """The output limit among the route's own parameters, which are spliced in anyway."""
-    values = (route.parameters.get(name) for name in ("max_completion_tokens", "max_tokens"))
-    return next((value for value in values if type(value) is int), None)
+    if not route.parameters:
+        return None
+    own = operation.parameters(route.parameters, peek)
+    values = [value for name, value in own.items() if name in operation.limits and type(value) is int]
+    return max(values) if values else None
 
 
 def _choices(operation: Operation, peek: Peek) -> int:
@@ -71,11 +107,11 @@ def _prompts(prompt: Any) -> int:
     return 1
 
 
-def _bound(prices: Prices | None, limits: Limits, body: bytes, output_tokens: int) -> int:
+def _bound(prices: Prices | None, limits: Limits, prompt_bytes: int, output_tokens: int) -> int:
     """No prompt has more tokens than UTF-8 bytes; the body has more bytes than its prompt."""
     if prices is None or limits.budget is None:
         return 0
-    return (len(body) + _TEMPLATE_TOKENS) * prices.input_pusd + output_tokens * prices.output_pusd
+    return (prompt_bytes + _TEMPLATE_TOKENS) * prices.input_pusd + output_tokens * prices.output_pusd
 
 
 def cost_pusd(prices: Prices | None, prompt: int, completion: int, cached: int) -> int:

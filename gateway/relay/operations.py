@@ -11,7 +11,7 @@ from gateway.errors import GatewayError, InvalidRequest, NotFound
 from gateway.wire import body as wire_body
 from gateway.wire import multipart
 from gateway.wire.body import Peek
-from gateway.wire.protocols import MESSAGES, OPENAI, RAW, RESPONSES, WireProtocol
+from gateway.wire.protocols import INPUT, MESSAGES, OPENAI, RAW, RESPONSES, WireProtocol
 
 _OUTPUT_LIMITS = frozenset(("max_tokens", "max_completion_tokens", "max_output_tokens"))
 _JSON = b"application/json"
@@ -129,7 +129,7 @@ _OPERATIONS = (
         limits=("max_tokens",),
         limit="max_tokens",
     ),
-    Operation("embeddings", "/embeddings", (("input",),)),
+    Operation("embeddings", "/embeddings", (("input",),), INPUT),
     Operation("tokenize", "/tokenize", (("prompt", "messages"),), inside=True),
     Operation("detokenize", "/detokenize", (("tokens",),), inside=True),
 )
@@ -157,8 +157,8 @@ _PASSED_ON = (
         limit="max_tokens",
         custom_only=True,
     ),
-    Operation("rerank", "/rerank", (("query",), ("documents", "texts")), custom_only=True),
-    Operation("moderations", "/moderations", (("input",),), custom_only=True),
+    Operation("rerank", "/rerank", (("query",), ("documents", "texts")), INPUT, custom_only=True),
+    Operation("moderations", "/moderations", (("input",),), INPUT, custom_only=True),
     Operation("image_generations", "/images/generations", (("prompt",),), RAW, streams=True, raw=True, custom_only=True),
     Operation(
         "image_edits",

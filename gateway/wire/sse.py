@@ -104,13 +104,15 @@ def is_error(data: bytes) -> bool:
 class ModelRename:
     """Puts the id that the client asked for in place of the backend's `model`, in the bytes of each event.
 
-    The first event's spelling is remembered, so that later blocks cost one `replace`.
+    `parent`: the top-level object that holds it, where it does not stand at the top itself. The first event's spelling is remembered, so
+    that later blocks cost one `replace`.
     """
 
-    __slots__ = ("_alias", "_needle", "_replacement")
+    __slots__ = ("_alias", "_needle", "_parent", "_replacement")
 
-    def __init__(self, alias: str) -> None:
+    def __init__(self, alias: str, parent: str = "") -> None:
         self._alias = orjson.dumps(alias)
+        self._parent = parent
         self._needle = self._replacement = b""
 
     def apply(self, block: bytes) -> bytes:
@@ -123,7 +125,7 @@ class ModelRename:
         return b"".join(self._rename(event) for event in events(block))
 
     def _rename(self, event: bytes) -> bytes:
-        span = top_level_model(event)
+        span = model_within(event, self._parent) if self._parent else top_level_model(event)
         if span is None:
             return event
         key, start, end = span
@@ -132,14 +134,28 @@ class ModelRename:
         return event[:start] + self._alias + event[end:]
 
 
-def top_level_model(text: bytes) -> tuple[int, int, int] | None:
-    """Where the top-level member `"model": "..."` of an event's JSON (or of a JSON answer) stands: its key, its value, its end."""
-    depth = at = 0
-    for match in _MODEL.finditer(text):
+def top_level_model(text: bytes, at: int = 0) -> tuple[int, int, int] | None:
+    """Where the top-level member `"model": "..."` of an event's JSON (or of a JSON answer) stands: its key, its value, its end.
+
+    `at`: where the object begins whose member is looked for, if not at the top.
+    """
+    depth = 0
+    for match in _MODEL.finditer(text, at):
         depth += _depth(text, at, match.start())
         if depth == 1:
             return match.start(), match.start(1), match.end()
         at = match.end()
+    return None
+
+
+def model_within(text: bytes, parent: str) -> tuple[int, int, int] | None:
+    """The same for `{"parent": {"model": "..."}}`."""
+    depth = at = 0
+    for match in re.finditer(rb'(?<!\\)"' + parent.encode() + rb'"\s*:\s*(?=\{)', text):
+        depth += _depth(text, at, match.start())
+        if depth == 1:
+            return top_level_model(text, match.end())
+        at = match.start()
     return None
 
 

@@ -1,7 +1,9 @@
-"""Token counts as backends report them, in the shapes of chat, completions, embeddings, responses and messages."""
+"""Token counts as backends report them, in the shapes of all operations. Which shape is read where: `gateway.wire.protocols`."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import orjson
@@ -42,6 +44,47 @@ def usage_of(value: Any) -> Usage | None:
     )
 
 
+def usage_of_input(value: Any) -> Usage | None:
+    """The usage of what only reads (embeddings, rerank, moderations): also a bare total, and Cohere's `meta`."""
+    found = usage_of(value)
+    if found is not None or type(value) is not dict:
+        return found
+    usage, meta = value.get("usage"), value.get("meta")
+    prompt = _count(usage, "total_tokens") if type(usage) is dict else None
+    for name in ("tokens", "billed_units"):
+        group = meta.get(name) if type(meta) is dict else None
+        if prompt is None and type(group) is dict:
+            prompt = _count(group, "input_tokens")
+    return None if prompt is None else Usage(prompt, None)
+
+
+def usage_of_message(value: Any) -> Usage | None:
+    """The usage of a message in Anthropic's shape, or of an event of it. What went through the cache is counted beside the rest there."""
+    found = usage_of(value)
+    if found is None or found.prompt_tokens is None:
+        return found
+    usage = value["usage"] if type(value.get("usage")) is dict else value["message"]["usage"]
+    read = _count(usage, "cache_read_input_tokens") or 0
+    written = _count(usage, "cache_creation_input_tokens") or 0
+    return found._replace(prompt_tokens=min(found.prompt_tokens + read + written, MAX_TOKENS), cached_tokens=read)
+
+
+def merged(before: Usage | None, found: Usage | None) -> Usage | None:
+    """Two reports on one answer, each perhaps of one side only, both cumulative: the higher of each."""
+    if before is None or found is None:
+        return found or before
+    return Usage(
+        _higher(before.prompt_tokens, found.prompt_tokens),
+        _higher(before.completion_tokens, found.completion_tokens),
+        max(before.cached_tokens, found.cached_tokens),
+        max(before.reasoning_tokens, found.reasoning_tokens),
+    )
+
+
+def _higher(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one if other is None else max(one, other)
+
+
 def _count(usage: dict[str, Any], *names: str) -> int | None:
     for name in names:
         value = usage.get(name)
@@ -67,6 +110,14 @@ def tap(block: bytes) -> tuple[Usage | None, bool]:
     """
     found: Usage | None = None
     alone = False
+    for value in with_usage(block):
+        found = usage_of(value) or found
+        alone = alone or _usage_alone(value)
+    return found, alone
+
+
+def with_usage(block: bytes) -> Iterator[Any]:
+    """The parsed data of those events that have a member `usage` somewhere."""
     for event in sse.events(block):
         if b'"usage"' not in event:
             continue
@@ -74,12 +125,9 @@ def tap(block: bytes) -> tuple[Usage | None, bool]:
         if data is None:
             continue
         try:
-            value = orjson.loads(data)
+            yield orjson.loads(data)
         except orjson.JSONDecodeError:
             continue
-        found = usage_of(value) or found
-        alone = alone or _usage_alone(value)
-    return found, alone
 
 
 def _usage_alone(value: Any) -> bool:
@@ -100,3 +148,35 @@ def without_usage_events(block: bytes) -> bytes:
                 continue
         kept.append(event)
     return b"".join(kept)
+
+
+class Tail:
+    """The end of an answer that is not kept: a JSON answer of megabytes (pictures) has its usage there."""
+
+    __slots__ = ("_kept",)
+    KEPT_BYTES = 8192
+
+    def __init__(self) -> None:
+        self._kept = b""
+
+    def feed(self, data: bytes) -> None:
+        """The next piece of the answer."""
+        kept = data if len(data) >= self.KEPT_BYTES else self._kept + data
+        self._kept = kept[-self.KEPT_BYTES :]
+
+    def value(self) -> dict[str, Any] | None:
+        """`{"usage": {...}}` as the answer ends with it, for `usage_of` and its like."""
+        return tail_value(self._kept)
+
+
+def tail_value(end: bytes) -> dict[str, Any] | None:
+    """`{"usage": {...}}` out of the last bytes of a JSON answer, the rest of which is not parsed."""
+    at = end.rfind(b'"usage"')
+    start = end.find(b"{", at) if at >= 0 else -1
+    if start < 0 or end[at + 7 : start].strip() != b":":
+        return None
+    try:
+        value, _ = json.JSONDecoder().raw_decode(end[start:].decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    return {"usage": value}

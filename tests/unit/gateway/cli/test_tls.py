@@ -1,0 +1,151 @@
+"""Certificate files: what cannot be used is one sentence; what changes is taken up, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gateway.cli.output import CommandFailed
+from gateway.cli.tls import ServerTls, check_upstream_ca
+from gateway.settings import Settings
+from tests.wire.authority import Authority
+
+Files = tuple[Path, Path]
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+def _missing_cert(authority: Authority, files: Files) -> None:
+    files[0].unlink()
+
+
+def _missing_key(authority: Authority, files: Files) -> None:
+    files[1].unlink()
+
+
+def _folder(authority: Authority, files: Files) -> None:
+    files[0].unlink()
+    files[0].mkdir()
+
+
+def _text(authority: Authority, files: Files) -> None:
+    files[0].write_text("hello")
+
+
+def _binary(authority: Authority, files: Files) -> None:
+    files[1].write_bytes(os.urandom(500))
+
+
+def _swapped(authority: Authority, files: Files) -> None:
+    shutil.copyfile(files[1], files[0])
+
+
+def _cut(authority: Authority, files: Files) -> None:
+    files[0].write_bytes(files[0].read_bytes()[:200])
+
+
+def _mismatch(authority: Authority, files: Files) -> None:
+    shutil.copyfile(authority.issue("another")[1], files[1])
+
+
+def _encrypted(authority: Authority, files: Files) -> None:
+    shutil.copyfile(authority.issue("another", password=b"secret")[1], files[1])
+
+
+FAULTS: list[tuple[Callable[[Authority, Files], None], str]] = [
+    (_missing_cert, "GATEWAY_TLS_CERT_FILE.*gw.crt.*No such file"),
+    (_missing_key, "GATEWAY_TLS_KEY_FILE.*gw.key.*No such file"),
+    (_folder, "GATEWAY_TLS_CERT_FILE.*Is a directory"),
+    (_text, "GATEWAY_TLS_CERT_FILE.*not hold a certificate"),
+    (_binary, "GATEWAY_TLS_KEY_FILE.*not hold a private key"),
+    (_swapped, "GATEWAY_TLS_CERT_FILE.*not hold a certificate"),
+    (_cut, "cannot be used"),
+    (_mismatch, "gw.key is not the key of the first certificate in .*gw.crt"),
+    (_encrypted, "encrypted"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), FAULTS)
+def test_files_that_cannot_be_used(authority: Authority, spoil: Callable[[Authority, Files], None], words: str) -> None:
+    files = authority.issue("gw")
+    spoil(authority, files)
+    with pytest.raises(CommandFailed, match=words) as caught:
+        ServerTls(*files)
+    assert "\n" not in str(caught.value)
+    assert "BEGIN" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("spoil", "words"), FAULTS)
+def test_a_bad_change_leaves_what_was(authority: Authority, spoil: Callable[[Authority, Files], None], words: str) -> None:
+    files = authority.issue("gw")
+    kept = [file.read_bytes() for file in files]
+    tls = ServerTls(*files)
+    spoil(authority, files)
+    with pytest.raises(CommandFailed, match=words):
+        tls.reload()
+    assert _handshakes(tls, authority) == _serial(kept[0])
+    assert not tls.reload()  # said once
+    for file, content in zip(files, kept, strict=True):
+        if file.is_dir():
+            file.rmdir()
+        file.write_bytes(content)
+    assert tls.reload()
+
+
+def test_a_good_change_is_in_force_on_the_live_context(authority: Authority) -> None:
+    files = authority.issue("gw")
+    tls = ServerTls(*files)
+    before, first = tls.context, _handshakes(tls, authority)
+    assert not tls.reload()
+    for new, old in zip(authority.issue("next"), files, strict=True):
+        new.replace(old)
+    assert tls.reload()
+    assert tls.context is before
+    assert _handshakes(tls, authority) not in (None, first)
+
+
+@pytest.mark.parametrize("given", ["tls_cert_file", "tls_key_file"])
+def test_one_without_the_other(tmp_path: Path, given: str) -> None:
+    with pytest.raises(CommandFailed, match=r"GATEWAY_TLS_CERT_FILE and GATEWAY_TLS_KEY_FILE"):
+        ServerTls.of(Settings(home=tmp_path, **{given: tmp_path / "x"}))  # type: ignore[arg-type]  # one of two members
+
+
+def test_none_is_plain_http(tmp_path: Path) -> None:
+    assert ServerTls.of(Settings(home=tmp_path)) is None
+
+
+def test_authorities_of_backends(authority: Authority, tmp_path: Path) -> None:
+    check_upstream_ca(None)
+    check_upstream_ca(authority.file)
+    with pytest.raises(CommandFailed, match=r"GATEWAY_UPSTREAM_CA_FILE: .*none.pem cannot be read"):
+        check_upstream_ca(tmp_path / "none.pem")
+    for content in ("", "hello", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"):
+        (tmp_path / "bad.pem").write_text(content)
+        with pytest.raises(CommandFailed, match="does not hold certificates"):
+            check_upstream_ca(tmp_path / "bad.pem")
+
+
+def _serial(pem: bytes) -> str:
+    return ssl.PEM_cert_to_DER_cert(pem.decode()).hex()
+
+
+def _handshakes(tls: ServerTls, authority: Authority) -> str | None:
+    """The certificate that a client sees, without a socket."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = authority.client_context().wrap_bio(to_client, to_server, server_hostname="127.0.0.1")
+    server = tls.context.wrap_bio(to_server, to_client, server_side=True)
+    for side in (client, server, client, server):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+    der = client.getpeercert(binary_form=True)
+    return der.hex() if der else None
