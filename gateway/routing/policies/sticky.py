@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gateway.routing.table import Target
 
 DEFAULT_LOAD_FACTOR = 1.25
+_ROUNDING = 1e-9  # a bound of 11.000000000000002 is one of 11
 
 
 class Sticky:
@@ -47,5 +48,6 @@ class Sticky:
         within: list[Target] = []
         full: list[Target] = []
         for target, here in zip(ranked, running, strict=True):
-            (within if here < math.ceil(allowed_per_weight * target.weight) else full).append(target)
+            bound = math.ceil(allowed_per_weight * target.weight - _ROUNDING)
+            (within if here < bound else full).append(target)
         return (*within, *full)

@@ -11,42 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.base import Exchange
-from gateway.routing.policies import POLICIES, Affinity, LeastInFlight, Weighted
+from gateway.routing.policies import POLICIES, LeastInFlight, Weighted
 from gateway.routing.table import Target
 
-
-class Nowhere:
-    """A backend that is never opened."""
-
-    ready = True
-
-    def open(self) -> Exchange:
-        raise AssertionError("policies open nothing")
-
-    async def close(self) -> None:
-        return
-
-
-class Load:
-    """In-flight counts by target id."""
-
-    def __init__(self, **counts: int) -> None:
-        self.counts = counts
-
-    def in_flight(self, target: Target) -> int:
-        return self.counts.get(target.id, 0)
-
-    def affinity(self, by: Affinity) -> bytes | None:
-        return b"key-1" if by.kind == "key" else None
-
-
-def targets(*weights: int) -> tuple[Target, ...]:
-    return tuple(Target(f"t{n}", "custom", "m", weight, Nowhere()) for n, weight in enumerate(weights))
-
-
-def ids(order: tuple[Target, ...]) -> tuple[str, ...]:
-    return tuple(target.id for target in order)
+from .conftest import Load, assert_within_three_sigma, ids, targets
 
 
 def chance(order: tuple[Target, ...]) -> float:
@@ -55,11 +23,6 @@ def chance(order: tuple[Target, ...]) -> float:
         product *= target.weight / left
         left -= target.weight
     return product
-
-
-def assert_within_three_sigma(seen: int, draws: int, p: float, label: object) -> None:
-    sigma = math.sqrt(draws * p * (1 - p))
-    assert abs(seen - draws * p) <= 3 * sigma + 1e-9, f"{label}: {seen} of {draws}, expected {draws * p:.1f} +- {sigma:.1f}"
 
 
 @pytest.mark.parametrize("weights", [(3, 1), (1, 1), (5, 3, 2), (7, 1, 0, 2), (4, 3, 2, 1), (1, 2, 3, 4, 5)])
