@@ -7,7 +7,6 @@ its fair share of the requests running now is passed over until it has fewer.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from gateway.routing.policies.affinity import BY_KEY, Affinity, identity
@@ -38,16 +37,16 @@ class Sticky:
             return tuple(live)
         hashed, seeds = digest(identity(context, self._by)), self._seeds
         ranked = [(clock(hashed, seeds[target.id], target.weight), target.id, target) for target in live]
-        ranked.sort(key=lambda item: item[:2])
+        ranked.sort()  # ids differ, so targets are never compared
         return self._bounded([target for _, _, target in ranked], context)
 
     def _bounded(self, ranked: list[Target], context: PolicyContext) -> tuple[Target, ...]:
         """Those with room first. There always is one: the bounds add up to at least the load, this request included."""
         running = [context.in_flight(target) for target in ranked]
-        allowed_per_weight = self._load_factor * (sum(running) + 1) / sum(target.weight for target in ranked)
+        allowed_per_weight = self._load_factor * (sum(running) + 1) / sum([target.weight for target in ranked])
         within: list[Target] = []
         full: list[Target] = []
         for target, here in zip(ranked, running, strict=True):
-            bound = math.ceil(allowed_per_weight * target.weight - _ROUNDING)
-            (within if here < bound else full).append(target)
+            # as whole numbers: here + 1 <= the bound rounded up
+            (within if here < allowed_per_weight * target.weight - _ROUNDING else full).append(target)
         return (*within, *full)
