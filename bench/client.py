@@ -84,25 +84,29 @@ class Owner(Protocol):
 class Connection(asyncio.Protocol):
     """One HTTP/1.1 connection with one request under way at most."""
 
-    __slots__ = ("_head", "_owner", "_parser", "_transport", "answer", "closed")
+    __slots__ = ("_owner", "_parser", "_transport", "answer", "closed")
     _transport: asyncio.Transport
 
-    def __init__(self, owner: Owner, head: bytes) -> None:
+    def __init__(self, owner: Owner) -> None:
         self._owner = owner
-        self._head = head
         self._parser = httptools.HttpResponseParser(self)
         self.answer: Answer | None = None
         self.closed = False
 
-    def send(self, answer: Answer, body: bytes) -> None:
-        """Send the request of `answer` and expect it."""
+    def send(self, answer: Answer, request: bytes) -> None:
+        """Send a whole request, head and body, and expect `answer`."""
         self.answer = answer
         answer.sent_s = perf_counter()
-        self._transport.write(self._head % len(body) + body)
+        self._transport.write(request)
 
     def close(self) -> None:
         self.closed = True
         self._transport.close()
+
+    def abort(self) -> None:
+        """Close without farewell (a reset, where something is under way)."""
+        self.closed = True
+        self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own class derives from nothing
@@ -134,6 +138,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         answer = self.answer
+        if not self._parser.should_keep_alive():  # the server is about to close it
+            self.close()
         if answer is not None:
             self.answer = None
             self._owner.on_answer(self, answer, answer.finish(self._parser.get_status_code()))
@@ -145,10 +151,10 @@ class Connection(asyncio.Protocol):
             self._owner.on_answer(self, answer, problem)
 
 
-def request_head(host: str, port: int, key: str) -> bytes:
-    """The head of a chat request as a %-template that takes the length of the body."""
+def request_head(host: str, port: int, key: str, path: str = "/v1/chat/completions") -> bytes:
+    """The head of a request as a %-template that takes the length of the body."""
     lines = [
-        "POST /v1/chat/completions HTTP/1.1",
+        f"POST {path} HTTP/1.1",
         f"Host: {host}:{port}",
         "User-Agent: bench",
         "Accept: */*",

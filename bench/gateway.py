@@ -1,4 +1,4 @@
-"""The gateway as a system under test: a home of its own, one model, one key with every limit set, one worker."""
+"""The gateway as a system under test: a home of its own, one model, keys with every limit set, one worker; and its variants."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.systems import Place, Recipe, SystemFailed, clean_env
+from bench.measure import KEEPER, SERVING
+from bench.systems import OWN_MODULES, Place, Recipe, SystemFailed, clean_env, python_module
 
 CONFIG = """\
 models:
@@ -18,29 +19,66 @@ models:
       - {{type: custom, baseURL: "http://{upstream}/v1", model: bench}}
 """
 LIMITS = ("--rpm", "100000000", "--tpm", "100000000000", "--concurrency", "100000", "--budget", "1000000")
+USED_KEYS = 10
+MANY_KEYS = 100_000
 COMMAND_LIMIT_S = 60.0
+SOFT_DESCRIPTORS = 1024  # what a login shell gives: the gateway raises it by itself, or 5,000 streams do not fit
+ROLES = (("gateway.cli.server", SERVING), ("gateway.keeper", KEEPER))
 
 
 def gateway_recipe(place: Place) -> Recipe:
-    """Set the gateway up in `place.folder`.
+    """`gateway serve` with ten limited keys, used in turn.
 
     Raises SystemFailed if one of its commands fails.
     """
-    env = {"GATEWAY_HOME": str(place.folder / "home"), "GATEWAY_ADMIN_PASSWORD": "bench-admin-password-0"}
-    config = place.folder / "gateway.yaml"
-    config.write_text(CONFIG.format(upstream=place.upstream))
-    cli = _Cli(command_of(place.name), place.folder, env)
-    cli.run("init")
-    created = json.loads(cli.run("keys", "create", "--name", "bench", *LIMITS, "--json"))
+    return _serving(place, USED_KEYS, USED_KEYS)
+
+
+def many_keys_recipe(place: Place) -> Recipe:
+    """The same with 100,000 keys, of which ten are used."""
+    return _serving(place, MANY_KEYS, USED_KEYS)
+
+
+def all_keys_recipe(place: Place) -> Recipe:
+    """The same with 100,000 keys, each used in its turn."""
+    return _serving(place, MANY_KEYS, MANY_KEYS)
+
+
+def null_recipe(place: Place) -> Recipe:
+    """The gateway's server with null forms behind its seams (`bench.nulls`): one process, no keeper, no books."""
+    cli, config = _prepare(place)
+    cli.run("apply", "-f", str(config))
+    command = (*python_module("bench.nulls"), "--port", str(place.port))
+    env = cli.env | OWN_MODULES
+    return Recipe(place.name, command, place.port, key="none", env=env, soft_descriptors=SOFT_DESCRIPTORS)
+
+
+def _serving(place: Place, keys: int, used: int) -> Recipe:
+    cli, config = _prepare(place)
+    file = place.folder / "keys.txt"
+    file.write_text("\n".join(cli.issue(keys)[:used]))
+    file.chmod(0o600)
     serve = ("serve", "--config", str(config), "--host", "127.0.0.1", "--port", str(place.port), "--workers", "1")
     return Recipe(
         place.name,
         (cli.binary, *serve),
         place.port,
-        key=created["key"],
-        env=env,
-        booked=lambda: cli.booked(created["id"]),
+        env=cli.env,
+        booked=cli.booked,
+        roles=ROLES,
+        keys=file,
+        soft_descriptors=SOFT_DESCRIPTORS,
     )
+
+
+def _prepare(place: Place) -> tuple[Cli, Path]:
+    """A home with its first admin, and the configuration file."""
+    env = {"GATEWAY_HOME": str(place.folder / "home"), "GATEWAY_ADMIN_PASSWORD": "bench-admin-password-0"}
+    config = place.folder / "gateway.yaml"
+    config.write_text(CONFIG.format(upstream=place.upstream))
+    cli = Cli(command_of(place.name), place.folder, env)
+    cli.run("init")
+    return cli, config
 
 
 def command_of(name: str) -> str:
@@ -48,7 +86,7 @@ def command_of(name: str) -> str:
 
     Raises SystemFailed if the second is asked for and BENCH_GATEWAY_BEFORE does not name it.
     """
-    if name == "gateway":
+    if name != "gateway-before":
         return str(Path(sys.executable).parent / "gateway")
     other = os.environ.get("BENCH_GATEWAY_BEFORE")
     if not other:
@@ -56,21 +94,31 @@ def command_of(name: str) -> str:
     return other
 
 
-class _Cli:
+class Cli:
     """A `gateway` command in one home."""
 
     def __init__(self, binary: str, folder: Path, env: dict[str, str]) -> None:
         self.binary = binary
+        self.env = env
         self._folder = folder
-        self._env = clean_env(env)
 
     def run(self, *arguments: str) -> str:
         """Run a sub-command; returns its stdout."""
+        return self._command(self.env, self.binary, *arguments)
+
+    def issue(self, count: int, *limits: str) -> list[str]:
+        """Make `count` keys with every limit set (or with `limits`); returns their texts. Many are made the fast way."""
+        limits = limits or LIMITS
+        if count > USED_KEYS:
+            return self._command(self.env | OWN_MODULES, *python_module("bench.keys"), "--count", str(count), *limits).split()
+        return [self.run("keys", "create", "--name", "bench", *limits).strip() for _ in range(count)]
+
+    def _command(self, env: dict[str, str], *command: str) -> str:
         try:
             done = subprocess.run(
-                (self.binary, *arguments),
+                command,
                 cwd=self._folder,
-                env=self._env,
+                env=clean_env(env),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -78,14 +126,13 @@ class _Cli:
                 check=False,
             )
         except FileNotFoundError as error:
-            raise SystemFailed(f"no gateway command at {self.binary}: install the project first") from error
+            raise SystemFailed(f"no command {command[0]}: install the project first") from error
         except subprocess.TimeoutExpired as error:
-            raise SystemFailed(f"gateway {arguments[0]} hung") from error
+            raise SystemFailed(f"{' '.join(command[:3])} hung") from error
         if done.returncode:
-            raise SystemFailed(f"gateway {' '.join(arguments[:2])} ended with code {done.returncode}:\n{done.stderr[-2000:]}")
+            raise SystemFailed(f"{' '.join(command[:3])} ended with code {done.returncode}:\n{done.stderr[-2000:]}")
         return done.stdout
 
-    def booked(self, key_id: str) -> int:
-        """How many requests of this key have reached SQL."""
-        rows = json.loads(self.run("usage", "--by", "key", "--json"))
-        return sum(int(row["requests"]) for row in rows if row["key_id"] == key_id)
+    def booked(self) -> int:
+        """How many requests have reached SQL."""
+        return sum(int(row["requests"]) for row in json.loads(self.run("usage", "--by", "model", "--json")))

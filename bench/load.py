@@ -23,6 +23,7 @@ import sys
 import urllib.request
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,11 +39,11 @@ HELD_CHUNKS = 3
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to send. `interval_us` is the beat of streams, or the thinking time of unstreamed answers."""
+    """What to send. `keys` go round ("" = none). `interval_us` is the beat of streams, or the thinking time of unstreamed answers."""
 
     shape: str
     url: str
-    key: str
+    keys: tuple[str, ...]
     model: str
     mode: str
     connections: int
@@ -121,7 +122,7 @@ class Driver:
         self._all_closed = asyncio.Event()
         address = urlsplit(plan.url)
         self.host, self.port = address.hostname or "127.0.0.1", address.port or 80
-        self._head = request_head(self.host, self.port, plan.key)
+        self._heads = [request_head(self.host, self.port, key) for key in plan.keys]
         self._next_rid = 0
 
     async def connect(self, count: int) -> list[Connection]:
@@ -134,7 +135,7 @@ class Driver:
         return opened
 
     async def _connect_one(self) -> Connection:
-        _, connection = await self.loop.create_connection(lambda: Connection(self, self._head), self.host, self.port)
+        _, connection = await self.loop.create_connection(lambda: Connection(self), self.host, self.port)
         self._open.add(connection)
         return connection
 
@@ -143,7 +144,8 @@ class Driver:
         plan = self.plan
         self._next_rid += 1
         ask = Ask(self._next_rid, plan.mode, plan.chunks, plan.interval_us, plan.include_usage)
-        connection.send(Answer(ask, plan.strict), request_body(ask, plan.model, plan.prompt_bytes))
+        body = request_body(ask, plan.model, plan.prompt_bytes)
+        connection.send(Answer(ask, plan.strict), self._heads[ask.rid % len(self._heads)] % len(body) + body)
 
     def tally(self, answer: Answer, problem: str) -> None:
         """Enter a finished answer in the score."""
@@ -345,6 +347,7 @@ def read_plan(arguments: list[str] | None = None) -> Plan:
     add("shape", choices=sorted(SHAPES))
     add("--url", required=True, help="http://HOST:PORT of the system under test")
     add("--key", default="", help="sent as Bearer token")
+    add("--keys", type=Path, metavar="FILE", help="keys to use in turn, one per line")
     add("--model", default="bench")
     add("--mode", choices=[UNSTREAMED, STREAMED, HELD], help="u unstreamed, s streamed, h held; default by shape")
     add("--connections", type=int, default=32)
@@ -361,6 +364,8 @@ def read_plan(arguments: list[str] | None = None) -> Plan:
     add("--release", default="", help="http://HOST:PORT of the mock upstream (idle only)")
     given = vars(parser.parse_args(arguments))
     given["strict"] = not given.pop("loose")
+    key, file = given.pop("key"), given["keys"]
+    given["keys"] = (key,) if file is None else tuple(file.read_text().split())
     given["mode"] = given["mode"] or {"closed": UNSTREAMED, "open": STREAMED, "idle": HELD}[given["shape"]]
     if given["shape"] == "idle":
         given["chunks"] = HELD_CHUNKS

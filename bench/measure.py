@@ -15,6 +15,9 @@ from time import clock_gettime
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PROC = Path("/proc")
+SERVING, KEEPER, REST = "serving", "keeper", "rest"
+Roles = tuple[tuple[str, str], ...]
+"""(what the command line of a process contains, its role); the first that fits counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,29 @@ def tree(root: int) -> list[Stat]:
 def cpu_s(root: int) -> float:
     """CPU seconds that the tree of `root` has used since it started."""
     return sum(_own_s(stat) + stat.reaped_ticks / TICKS_PER_S for stat in tree(root))
+
+
+def cpu_by_role_s(root: int, roles: Roles) -> dict[str, float]:
+    """CPU seconds of the tree by role; a process that no marker fits is the REST, and without roles all are SERVING.
+
+    What an ended child used counts for its parent, so a worker that dies between two readings moves to the rest.
+    """
+    sums: dict[str, float] = {}
+    for stat in tree(root):
+        role = role_of(stat.pid, roles)
+        sums[role] = sums.get(role, 0.0) + _own_s(stat) + stat.reaped_ticks / TICKS_PER_S
+    return sums
+
+
+def role_of(pid: int, roles: Roles) -> str:
+    """The role of a process by its command line."""
+    if not roles:
+        return SERVING
+    try:
+        command = (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        command = ""
+    return next((role for marker, role in roles if marker in command), REST)
 
 
 def _own_s(stat: Stat) -> float:

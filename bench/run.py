@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from bench import nginx, peers, report, scenarios, systems
-from bench.gateway import gateway_recipe
+from bench.gateway import all_keys_recipe, gateway_recipe, many_keys_recipe, null_recipe
 from bench.scenarios import Scenario
 from bench.systems import Place, Recipe, System, SystemFailed
 from bench.trial import Trial, take
@@ -32,6 +32,9 @@ from bench.trial import Trial, take
 RECIPES: dict[str, Callable[[Place], Recipe]] = {
     "gateway": gateway_recipe,
     "gateway-before": gateway_recipe,
+    "gateway-null": null_recipe,
+    "gateway-100k-keys": many_keys_recipe,
+    "gateway-100k-used": all_keys_recipe,
     "anchor": systems.anchor_recipe,
     "anchor-again": systems.anchor_recipe,
     "nginx": systems.nginx_recipe,
@@ -49,7 +52,7 @@ class Bench:
         self._progress = Console(stderr=True, highlight=False)
         self.trials: list[Trial] = []
         self.systems: dict[str, System] = {}
-        self.failed: list[str] = []
+        self.failed: dict[str, str] = {}
         self.upstream = systems.launch(systems.upstream_recipe(self._place("upstream", "")), folder, load_cores)
 
     def start(self, names: list[str]) -> None:
@@ -59,7 +62,7 @@ class Bench:
             try:
                 self.systems[name] = self._launch(name)
             except SystemFailed as error:
-                self.failed.append(name)
+                self.failed[name] = str(error)
                 self._say(f"{name} is left out: {error}")
 
     def run_rounds(self, chosen: tuple[Scenario, ...], rounds: int) -> None:
@@ -120,7 +123,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench.run", description="Systems side by side: CPU, latency and memory per request.")
     add = parser.add_argument
     add("--systems", type=_names(RECIPES), default=default_systems(), help=f"comma-separated, of: {', '.join(RECIPES)}")
-    add("--only", type=_names([scenario.name for scenario in scenarios.full()]), help="comma-separated scenarios")
+    add("--only", type=_names([scenario.name for scenario in (*scenarios.full(), scenarios.quick()[-1])]), help="comma-separated scenarios")
     add("--rounds", type=int, help="default 5, with --quick 2")
     add("--quick", action="store_true", help="small loads, a look in one or two minutes")
     add("--json", type=Path, metavar="FILE", help="also write every figure and every trial")
@@ -150,6 +153,16 @@ def choose_cores(options: argparse.Namespace) -> tuple[set[int], set[int]]:
     return {system_core}, {load_core}
 
 
+def choose_scenarios(quick: bool, only: list[str] | None) -> tuple[Scenario, ...]:
+    """The loads of this run; `only` may name one that the chosen size does not have."""
+    full, small = scenarios.full(), scenarios.quick()
+    chosen, other = (small, full) if quick else (full, small)
+    if only is None:
+        return chosen
+    names = {scenario.name for scenario in chosen}
+    return tuple(s for s in (*chosen, *(s for s in other if s.name not in names)) if s.name in only)
+
+
 def document(bench: Bench, options: argparse.Namespace, rounds: int, started: datetime, where: dict[str, Any]) -> dict[str, Any]:
     """Everything about a run, for --json."""
     return {
@@ -159,6 +172,7 @@ def document(bench: Bench, options: argparse.Namespace, rounds: int, started: da
         "quick": options.quick,
         "base": report.BASE,
         "figures": report.figures(bench.trials, list(bench.systems)),
+        "comparisons": report.comparisons(bench.trials, list(bench.systems)),
         "trials": [asdict(trial) for trial in bench.trials],
         "not_started": bench.failed,
     }
@@ -167,8 +181,7 @@ def document(bench: Bench, options: argparse.Namespace, rounds: int, started: da
 def main() -> None:
     options = read_options()
     rounds = options.rounds or (2 if options.quick else 5)
-    every = scenarios.quick() if options.quick else scenarios.full()
-    chosen = tuple(scenario for scenario in every if options.only is None or scenario.name in options.only)
+    chosen = choose_scenarios(options.quick, options.only)
     started, where = datetime.now(UTC), report.machine()
     system_cores, load_cores = choose_cores(options)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -181,7 +194,7 @@ def main() -> None:
             bench.run_rounds(chosen, rounds)
         finally:
             bench.close()
-    report.show(bench.trials, list(bench.systems), Console(width=None if sys.stdout.isatty() else 200))
+    report.show(bench.trials, list(bench.systems), bench.failed, Console(width=None if sys.stdout.isatty() else 200))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(document(bench, options, rounds, started, where), indent=1) + "\n")

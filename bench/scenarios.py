@@ -63,13 +63,14 @@ def full() -> tuple[Scenario, ...]:
 
 
 def quick() -> tuple[Scenario, ...]:
-    """The same in small, for a look during work: no idle streams, and a p99 of few arrivals."""
+    """The same in small, for a look during work: a tenth of the idle streams, and a p99 of few arrivals."""
     return (
         _closed("chat1", 1, 1500, warmup=50),
         _closed("chat32", 32, 6000),
         _closed("prompt300k", 8, 150, "--prompt-bytes", "300000"),
         _stream(64),
         _ttft(300),
+        _idle(500, rounds=1),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -47,6 +48,8 @@ class Recipe:
     """How to run one system. `booked()` is the number of requests in its SQL store, None where it keeps no books.
 
     `load_share` below 1 gives a system that is slower by orders of magnitude fewer requests, so that a run ends in time.
+    `roles`: which of its processes do what. `keys`: a file with one key per line, used in turn instead of `key`.
+    `soft_descriptors`: it is started with this soft limit, for a system that promises to raise the limit itself.
     """
 
     name: str
@@ -59,6 +62,9 @@ class Recipe:
     load_share: float = 1.0
     env: dict[str, str] = field(default_factory=dict)
     booked: Callable[[], int] | None = None
+    roles: measure.Roles = ()
+    keys: Path | None = None
+    soft_descriptors: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +122,18 @@ def on_cores(cores: set[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+@contextmanager
+def soft_limit(descriptors: int | None) -> Iterator[None]:
+    """Processes started inside inherit this soft limit of open descriptors; None leaves it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(descriptors, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def clean_env(extra: dict[str, str]) -> dict[str, str]:
     """The environment of a child: ours without proxies, Python paths and settings of the gateway, plus `extra`."""
     dropped = ("GATEWAY_", "DEFAULT_", "OPENAI_", "MODEL_", "PYTHON")
@@ -129,7 +147,7 @@ def launch(recipe: Recipe, folder: Path, cores: set[int]) -> System:
     Raises SystemFailed, with the tail of its log.
     """
     log = folder / f"{recipe.name}.log"
-    with log.open("wb") as output, on_cores(cores):
+    with log.open("wb") as output, on_cores(cores), soft_limit(recipe.soft_descriptors):
         process = subprocess.Popen(
             recipe.command,
             cwd=folder,

@@ -12,6 +12,7 @@ import subprocess
 import time
 import urllib.request
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bench import measure
@@ -24,7 +25,9 @@ BOOKS_PAUSE_S = 0.2
 
 @dataclass(slots=True)
 class Trial:
-    """What one trial gave. `values` by metric: cpu_us, pss_mb, ttft_p50_ms, ttft_p99_ms, stream_kb, release_ms, books_s."""
+    """What one trial gave. `values` by metric: cpu_us (of the whole tree; serving_us, keeper_us, rest_us are its parts), pss_mb,
+    ttft_p50_ms, ttft_p99_ms, stream_kb, release_ms, books_s.
+    """
 
     system: str
     scenario: str
@@ -40,7 +43,8 @@ class Driven:
     def __init__(self, scenario: Scenario, system: System, upstream: System) -> None:
         recipe = system.recipe
         target = ("--url", system.url, "--key", recipe.key, "--model", recipe.model, "--timeout-s", str(scenario.timeout_s))
-        more = (() if recipe.strict else ("--loose",)) + ("--release", upstream.url, "--gated")
+        keys = () if recipe.keys is None else ("--keys", str(recipe.keys))
+        more = (*(() if recipe.strict else ("--loose",)), *keys, "--release", upstream.url, "--gated")
         self._command = (*python_module("bench.load"), *scenario.command(recipe.load_share), *target, *more)
         self._line = ""
 
@@ -82,14 +86,14 @@ def take(system: System, scenario: Scenario, upstream: System, round_number: int
     driver = Driven(scenario, system, upstream)
     driver.start()
     pss_ready = measure.pss_bytes(system.pid)
-    cpu_before_s = measure.cpu_s(system.pid)
+    before_s = measure.cpu_by_role_s(system.pid, system.recipe.roles)
     trial.load = load = driver.go()
     sent = int(load["requests"]) + int(load["warmup_requests"])
     trial.faults.extend(load["errors"])
     if booked:
         _await_books(trial, system, booked_before + sent)
-    cpu_s = measure.cpu_s(system.pid) - cpu_before_s
-    _read_off(trial, scenario, cpu_s)
+    after_s = measure.cpu_by_role_s(system.pid, system.recipe.roles)
+    _read_off(trial, scenario, {role: after_s[role] - before_s.get(role, 0.0) for role in after_s})
     if scenario.fresh:
         trial.values["stream_kb"] = (pss_ready - pss_before) / 1024 / max(1, load["connections"])
     trial.values["pss_mb"] = measure.pss_bytes(system.pid) / MEGABYTE
@@ -100,11 +104,12 @@ def take(system: System, scenario: Scenario, upstream: System, round_number: int
     return trial
 
 
-def _read_off(trial: Trial, scenario: Scenario, cpu_s: float) -> None:
+def _read_off(trial: Trial, scenario: Scenario, cpu_s: dict[str, float]) -> None:
     load = trial.load
     units = load["chunks"] if scenario.per == "chunk" else load["requests"]
     if scenario.per and units:
-        trial.values["cpu_us"] = cpu_s * 1e6 / units
+        trial.values["cpu_us"] = sum(cpu_s.values()) * 1e6 / units
+        trial.values.update((f"{role}_us", seconds * 1e6 / units) for role, seconds in cpu_s.items())
         trial.values["per_s"] = units / max(load["wall_s"], 1e-9)
     if scenario.ttft and load["first_ms"]:
         trial.values["ttft_p50_ms"] = load["first_ms"]["p50"]
@@ -122,7 +127,13 @@ def _await_books(trial: Trial, system: System, expected: int) -> None:
         time.sleep(BOOKS_PAUSE_S)
     trial.values["books_s"] = time.monotonic() - started_s
     if count != expected:
-        trial.faults.append(f"{expected} requests sent in all, {count} rows in the books")
+        trial.faults.append(f"{expected} requests sent in all, {count} rows in the books\n{last_words(system.log)}")
+
+
+def last_words(log: Path, lines: int = 8) -> str:
+    """The last lines of a gateway's log that are not about single requests."""
+    every = log.read_text(errors="replace").splitlines()
+    return "\n".join([line for line in every if not line.startswith('{"event":"request"')][-lines:])
 
 
 def upstream_requests(upstream: System) -> int:

@@ -71,7 +71,7 @@ def plan(url: str, shape: str, mode: str, *, strict: bool = True, prompt_bytes: 
     return Plan(
         shape=shape,
         url=url,
-        key="",
+        keys=("",),
         model="bench",
         mode=mode,
         connections=4,
