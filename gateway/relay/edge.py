@@ -26,7 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from gateway.errors import BodyTooLarge, GatewayError, HeadersTooLarge, InternalError, InvalidRequest, Overloaded, UnsupportedEncoding
 from gateway.relay.flow import Flow
-from gateway.relay.operations import CONTROL, ROUTES, Operation
+from gateway.relay.operations import CONTROL, MORE_ROUTES, ROUTES, Operation
 from gateway.wire import heads
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ MAX_PIPELINED = 16
 FRAMING_BYTES = 256_000  # chunk sizes, extensions and trailers of one body may take this, and FRAMING_RATIO times the body itself
 FRAMING_RATIO = 16
 TICK_S = 0.1
+_RELAYED = ROUTES | MORE_ROUTES
 
 # Client headers that a backend may see. Everything else, credentials above all, stays here.
 _FORWARDED = frozenset((b"traceparent", b"tracestate", b"openai-beta", b"anthropic-version", b"anthropic-beta", b"accept-language"))
@@ -192,7 +193,7 @@ class Edge(HttpToolsProtocol):
         self._newest = request
         request.http10 = parser.get_http_version() == "1.0"
         request.keep_alive = not request.http10 and parser.should_keep_alive()
-        operation = ROUTES.get(self.url.partition(b"?")[0]) if parser.get_method() == b"POST" else None
+        operation = _RELAYED.get(self.url.partition(b"?")[0]) if parser.get_method() == b"POST" else None
         request.operation = operation or CONTROL
         self._freeze(request)
         if operation is None and request.refusal is None:

@@ -186,7 +186,6 @@ ROUTES: dict[bytes, Operation] = {b"/v1" + op.path.encode(): op for op in _OPERA
     op.path.encode(): op for op in _OPERATIONS if op.inside
 }
 MORE_ROUTES: dict[bytes, Operation] = {b"/v1" + op.path.encode(): op for op in _PASSED_ON}
-ROUTES.update(MORE_ROUTES)
 
 # What a member that is required may be, and how that is said. Not named: a string or a list.
 _SHAPES: Mapping[str, tuple[tuple[type, ...], str]] = {
