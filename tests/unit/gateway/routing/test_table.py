@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 from backends.base import Backend, Exchange
 from gateway.routing.default import default_document
 from gateway.routing.document import RevisionDocument
+from gateway.routing.health import Health
+from gateway.routing.policies import Canary, Shadow, Weighted
 from gateway.routing.reading import parse_document
+from gateway.routing.retries import RetryBudget
 from gateway.routing.table import BackendSpec, RouteTable, Timeouts, build_table, local_specs
+
+from .conftest import assert_within_three_sigma, targets, user
 
 DEFAULTS = Timeouts(5, 300, 120, 3600)
 
 
 class Opened:
     ready = True
+    asks_usage = True
 
     def __init__(self, spec: BackendSpec) -> None:
         self.spec = spec
@@ -129,3 +136,57 @@ def test_the_default_document_names_models_after_themselves() -> None:
     assert {r.id: r.targets[0].path for r in table.routes.values()} == {"demo-chat": "demo-chat", "demo-embed": "demo-embed"}
     assert list(table_of(default_document("one", "one"))[0].routes) == ["one"]
     assert list(table_of(default_document("/data/llama", "org/embed"))[0].routes) == ["llama", "org/embed"]
+
+
+def test_what_traffic_needs_is_on_the_route() -> None:
+    backends = [
+        {"type": "echo", "id": "a", "priority": 2},
+        {"type": "local", "id": "b", "path": "p"},
+        {"type": "echo", "id": "c", "weight": 0, "model": "x"},
+    ]
+    spread = {"policy": "canary", "canary": {"backends": ["b"], "percent": 5}, "shadow": {"backend": "c", "sample": 0.25, "maxInFlight": 3}}
+    document = parse_document({
+        "models": [
+            model(backends=backends, fallback="other", retries={"ratio": 0.5, "maxAttempts": 4}, **spread),
+            model(id="other"),
+        ]
+    })  # fmt: skip
+    asked: list[tuple[str, float]] = []
+    known: dict[tuple[BackendSpec, str], Health] = {}
+
+    def retries_of(route_id: str, ratio: float) -> RetryBudget:
+        asked.append((route_id, ratio))
+        return RetryBudget(ratio)
+
+    def health_of(spec: BackendSpec, upstream_model: str) -> Health:
+        return known.setdefault((spec, upstream_model), Health())
+
+    table = build_table(document, 1, 1, Opened, DEFAULTS, {}, health_of, retries_of)
+    route, other = table.routes["chat"], table.routes["other"]
+    assert asked == [("chat", 0.5), ("other", 0.2)]
+    assert [(t.priority, t.health) for t in route.targets] == list(zip((2, 0, 0), known.values(), strict=False))
+    assert set(known) == table.health_keys
+    assert len(known) == 4
+    assert (route.max_attempts, route.retries.ratio, route.fallback, route.has_local) == (4, 0.5, "other", True)
+    assert isinstance(route.policy, Canary)
+    assert route.arms is route.policy
+    assert route.shadow == Shadow(route.targets[2], 0.25, 3)
+    assert (other.max_attempts, other.retries.ratio, other.fallback, other.arms, other.shadow) == (2, 0.2, None, None, None)
+    assert not other.has_local
+    assert type(other.policy) is Weighted
+
+
+def test_a_shadow_whose_backend_is_left_out_is_none_and_a_canary_without_one_has_no_users() -> None:
+    backends = [{"type": "echo", "id": "a"}, custom(id="b", api_key={"secret": "gone"})]
+    spread = {"policy": "canary", "canary": {"backends": ["b"], "percent": 100}, "shadow": {"backend": "b", "sample": 1}}
+    route = table_of(parse_document({"models": [model(backends=backends, **spread)]}))[0].routes["chat"]
+    assert route.shadow is None
+    assert route.arms is not None
+    assert route.arms.arm(user(1)) == "stable"
+
+
+def test_a_sample_is_that_share_of_the_requests() -> None:
+    target, rng = targets(1)[0], random.Random(3)
+    assert_within_three_sigma(sum(Shadow(target, 0.05).wants(rng) for _ in range(10_000)), 10_000, 0.05, "sampled")
+    assert not any(Shadow(target, 0).wants(rng) for _ in range(100))
+    assert all(Shadow(target, 1).wants(rng) for _ in range(100))
