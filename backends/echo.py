@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from backends.base import Call, Sink
 
 DIMENSIONS = 8
+_OPERATIONS = frozenset(("chat", "completions", "embeddings"))
 _CREATED = 1_700_000_000
 _SSE = ((b"content-type", b"text/event-stream"),)
 _JSON = ((b"content-type", b"application/json"),)
@@ -103,11 +104,15 @@ class EchoExchange:
 
 def _answer(call: Call) -> Iterator[tuple[int, bool, bytes]]:
     """(status, is a stream, piece of body) for each piece."""
+    if call.operation not in _OPERATIONS:  # its body may not even be JSON
+        message = f"The echo backend has no operation {call.operation!r}."
+        yield 404, False, orjson.dumps({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": "not_found"}})
+        return
     body = orjson.loads(call.body)
     base = {"created": _CREATED, "model": body.get("model"), "system_fingerprint": f"echo-{call.target}"}
     if call.operation == "embeddings":
         yield 200, False, orjson.dumps(_embeddings(body) | {"model": body.get("model")})
-    elif call.operation in ("chat", "completions"):
+    else:
         text, asked = _text(call.operation, body)
         words = _words(text)[: _limit(body)]
         usage = {"prompt_tokens": asked, "completion_tokens": len(words), "total_tokens": asked + len(words)}
@@ -116,9 +121,6 @@ def _answer(call: Call) -> Iterator[tuple[int, bool, bytes]]:
             yield from _stream(call.operation, base, words, stops, usage, body)
         else:
             yield 200, False, orjson.dumps(_whole(call.operation, base, "".join(words), stops, usage))
-    else:
-        message = f"The echo backend has no operation {call.operation!r}."
-        yield 404, False, orjson.dumps({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": "not_found"}})
 
 
 def _whole(operation: str, base: dict[str, Any], text: str, finish: str, usage: dict[str, int]) -> dict[str, Any]:

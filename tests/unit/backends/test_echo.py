@@ -76,3 +76,10 @@ async def test_odd_bodies_are_no_bug() -> None:
     await ask("chat", messages=[], max_tokens="5")
     await ask("embeddings", input=[[1, 2], [3]])
     assert (await ask("rerank"))["error"]["code"] == "not_found"
+
+
+async def test_a_form_is_refused_unread() -> None:
+    answer = Answer()
+    EchoBackend().open().start(Call("b7", "transcriptions", "/audio/transcriptions", b"--XyZ\r\n\xff", (), 1), answer)
+    await asyncio.wait_for(answer.over.wait(), 5)
+    assert (answer.status, orjson.loads(answer.body)["error"]["code"]) == (404, "not_found")

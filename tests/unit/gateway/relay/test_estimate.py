@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import orjson
+import pytest
+
+from auth.principal import Budget, Limits
+from gateway.relay.estimate import Reservation, reservation
+from gateway.relay.operations import MORE_ROUTES, ROUTES
+from gateway.routing.table import Prices
+from tests.relay_server import NoTokenizers, route
+
+if TYPE_CHECKING:
+    from gateway.runtime import TokenizerSource
+
+ALL = {operation.name: operation for operation in (ROUTES | MORE_ROUTES).values()}
+FORM = b"multipart/form-data; boundary=XyZ"
+LIMITED = Limits(tpm=10**6)
+BUDGET = Limits(budget=Budget(10**12))
+PRICES = Prices(2, 3)
+
+
+def wanted(name: str, body: bytes, limits: Limits = LIMITED, content_type: bytes = b"", **more: Any) -> Reservation:
+    operation = ALL[name]
+    return reservation(
+        operation, route([], **more), operation.read(body, content_type), body, limits, cast("TokenizerSource", NoTokenizers())
+    )
+
+
+def sent(**fields: Any) -> bytes:
+    return orjson.dumps(fields)
+
+
+def form(size_bytes: int) -> bytes:
+    head = b'--XyZ\r\nContent-Disposition: form-data; name="'
+    return head + b'prompt"\r\n\r\nten words..\r\n' + head + b'file"; filename="a"\r\n\r\n' + b"x" * size_bytes + b"\r\n--XyZ--\r\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "output"),
+    [
+        ("chat", {"max_tokens": 10, "n": 3}, 30),
+        ("completions", {"prompt": ["a", "b"], "max_tokens": 10, "best_of": 4}, 80),
+        ("responses", {"max_output_tokens": 10}, 10),
+        ("responses", {"max_tokens": 10}, 1024),
+        ("messages", {"max_tokens": 10}, 10),
+        ("messages", {}, 1024),
+        ("rerank", {"max_tokens": 10}, 0),
+        ("moderations", {"n": 3}, 0),
+        ("embeddings", {}, 0),
+    ],
+)
+def test_a_quarter_of_the_bytes_and_the_operations_own_limit(name: str, fields: dict[str, Any], output: int) -> None:
+    body = sent(model="m", text="x" * 400, **fields)
+    assert wanted(name, body) == Reservation(len(body) // 4 + output, 0, len(body) // 4)
+
+
+@pytest.mark.parametrize("name", ["transcriptions", "translations", "image_edits"])
+def test_the_bytes_of_a_file_are_no_tokens(name: str) -> None:
+    assert wanted(name, form(400_000), content_type=FORM) == Reservation(2, 0, 2)
+
+
+def test_pictures_in_json_are_no_tokens() -> None:
+    body = sent(model="", prompt="x" * 40, image="data:image/png;base64," + "A" * 40_000, images=[{"image_url": "data:" + "A" * 999}])
+    assert wanted("image_edits", body).tokens == 10
+    assert wanted("speech", sent(model="", input="x" * 400)).tokens == 100
+    assert wanted("image_generations", sent(model="", prompt="x" * 400, n=9)).tokens == 100
+
+
+def test_a_budget_bounds_what_files_and_pictures_may_cost() -> None:
+    text_bytes = len("ten words..")
+    large = wanted("transcriptions", form(640_000), BUDGET, FORM, prices=PRICES)
+    assert large.cost_pusd == (text_bytes + 8192 + 10_000 + 64) * 2 + 1024 * 3
+    assert large.spliced == ()
+    pictures = wanted("image_generations", sent(model="", prompt="x", n=4), BUDGET, prices=PRICES, max_output_tokens=6000)
+    assert pictures.cost_pusd == (1 + 64) * 2 + 4 * 6000 * 3
+    assert pictures.tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "spliced"),
+    [("chat", "max_tokens"), ("completions", "max_tokens"), ("responses", "max_output_tokens"), ("messages", "max_tokens")],
+)
+def test_the_bound_is_made_true_under_the_operations_name(name: str, spliced: str) -> None:
+    body = sent(model="m")
+    assert wanted(name, body, BUDGET, prices=PRICES).spliced == ((spliced, b"1024"),)
+    own = wanted(name, body, BUDGET, prices=PRICES, parameters={"max_tokens": 50})
+    assert (own.spliced, own.tokens) == ((), len(body) // 4 + 50)
+
+
+def test_of_two_own_limits_the_higher_counts() -> None:
+    own = {"max_tokens": 50, "max_completion_tokens": 70, "temperature": 1}
+    assert wanted("chat", sent(model="m"), parameters=own).tokens == len(sent(model="m")) // 4 + 70
