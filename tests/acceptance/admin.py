@@ -27,6 +27,11 @@ class Admin:
         """Its text alone."""
         return str(self.issue(name, **fields)["key"])
 
+    def apply(self, document: dict[str, Any]) -> None:
+        """Make it the live revision."""
+        answer = self._http.post("/admin/revisions", json={"document": document, "note": "test"})
+        assert answer.status_code == 201, answer.text
+
     def revoke(self, key_id: str) -> None:
         answer = self._http.post(f"/admin/keys/{key_id}/revoke")
         assert answer.is_success, answer.text
