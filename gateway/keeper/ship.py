@@ -13,13 +13,14 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-from gateway.metering.ledger import SUFFIX, interrupted, read_lines, writer_is_dead
-from gateway.store import usage
+from gateway.metering.ledger import SUFFIX, Lines, interrupted, sort_lines, writer_is_dead
+from gateway.store import booking, usage
 from gateway.store.engine import Database
 
 BATCH_BYTES = 1_000_000
+_LITTLE_BYTES = 65_536  # what a usual round finds
 
 
 @dataclass
@@ -28,7 +29,7 @@ class _Segment:
 
     path: Path
     offset: int
-    begun: dict[str, dict[str, Any]] = field(default_factory=dict)  # BEGIN lines whose END has not been seen
+    begun: dict[str, str] = field(default_factory=dict)  # BEGIN lines by request id, whose END has not been seen
 
 
 class Shipper:
@@ -53,7 +54,7 @@ class Shipper:
         os.close(self._lock_fd)
 
     async def ship(self) -> int:
-        """Ship all that is there now. Returns how many lines were read. Raises StoreUnavailable; nothing is lost then."""
+        """Ship all that is there now. Returns how many ENDs there were. Raises StoreUnavailable; nothing is lost then."""
         shipped = 0
         names = sorted(path.name for path in self._folder.glob(f"*{SUFFIX}"))
         for name in names:
@@ -63,31 +64,22 @@ class Shipper:
 
     async def _ship_segment(self, name: str) -> int:
         segment = self._segments.get(name) or await self._open(name)
-        lines = 0
+        ended = 0
         with segment.path.open("rb") as file:
-            file.seek(segment.offset)
-            if file.read(1) in (b"", b"\0"):
-                return 0  # nothing new: the usual case of an idle server
-            file.seek(segment.offset)
-            while data := file.read(BATCH_BYTES):
-                content = _content(data)
-                whole = data.rfind(b"\n", 0, content) + 1
-                if not whole:
-                    break
-                rows, begun = _sort(data[:whole])
-                if rows:
+            while True:
+                data, all_there_is = _read(file, segment.offset)
+                if not data:
+                    return ended
+                lines = sort_lines(data)
+                offset = segment.offset + len(data)
+                if lines.values:
                     async with self._db.write() as conn:
-                        await usage.insert_usage(conn, rows, name, segment.offset + whole)
-                segment.begun.update(begun)
-                for row in rows:
-                    self._ended(row["request_id"])
-                segment.offset += whole
-                file.seek(segment.offset)
-                lines += len(rows) + len(begun)
-                if content < BATCH_BYTES:
-                    break  # what came meanwhile waits for the next round: a transaction for every few rows would cost more than the rows
+                        ended += await booking.insert_values(conn, lines.values, name, offset)
+                self._take(segment, lines)
+                segment.offset = offset
+                if all_there_is:
+                    return ended  # what came meanwhile waits: a transaction for every few rows would cost more than the rows
                 await asyncio.sleep(0)
-        return lines
 
     async def _open(self, name: str) -> _Segment:
         """A segment seen for the first time by this process: shipped rows are skipped, open BEGINs are found again."""
@@ -96,14 +88,16 @@ class Shipper:
         segment = self._segments[name] = _Segment(self._folder / name, offset)
         if offset:
             with segment.path.open("rb") as file:
-                rows, segment.begun = _sort(file.read(offset))
-            for row in rows:
-                self._ended(row["request_id"])
+                self._take(segment, sort_lines(file.read(offset)))
         return segment
 
-    def _ended(self, request_id: str) -> None:
-        for segment in self._segments.values():
-            segment.begun.pop(request_id, None)
+    def _take(self, segment: _Segment, lines: Lines) -> None:
+        """Note what has begun, and that what began before has ended: here or in an earlier segment."""
+        segment.begun |= lines.begun
+        for request_id in lines.begun_before:
+            if segment.begun.pop(request_id, None) is None:
+                for other in self._segments.values():
+                    other.begun.pop(request_id, None)
 
     async def _settle_dead(self, names: list[str]) -> None:
         """Segments whose writer is gone: what has no END becomes a row, and the file goes."""
@@ -127,29 +121,24 @@ class Shipper:
             return  # its process still runs those requests
         async with self._db.write() as conn:
             if segment.begun:
-                await usage.insert_usage(conn, [interrupted(begun) for begun in segment.begun.values()], name, segment.offset)
+                values = [value for begun in segment.begun.values() for value in interrupted(begun)]
+                await booking.insert_values(conn, values, name, segment.offset)
             await usage.forget_segment(conn, name)
         segment.path.unlink(missing_ok=True)
         del self._segments[name]
 
 
-def _content(data: bytes) -> int:
-    """Where the zero bytes behind the last line begin."""
-    at = data.find(b"\0")
-    return len(data) if at < 0 else at
-
-
-def _sort(data: bytes) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """(END rows, open BEGINs by request id) of whole lines."""
-    rows: list[dict[str, Any]] = []
-    begun: dict[str, dict[str, Any]] = {}
-    for kind, fields in read_lines(data):
-        if kind == "B":
-            begun[fields["request_id"]] = fields
-        else:
-            begun.pop(fields["request_id"], None)
-            rows.append(fields)
-    return rows, begun
+def _read(file: BinaryIO, offset: int) -> tuple[bytes, bool]:
+    """Whole lines from `offset` on, as many as make a batch; and whether these were all that is there."""
+    file.seek(offset)
+    data = file.read(_LITTLE_BYTES)
+    content = data.find(b"\0")
+    if content < 0 and len(data) == _LITTLE_BYTES:
+        data += file.read(BATCH_BYTES - _LITTLE_BYTES)
+        content = data.find(b"\0", _LITTLE_BYTES)
+    if content < 0:
+        content = len(data)
+    return data[: data.rfind(b"\n", 0, content) + 1], content < BATCH_BYTES
 
 
 async def ship_once(db: Database, run_dir: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 ENDINGS = ("success", "rejected", "upstream_error", "timeout", "client_gone", "shutdown", "interrupted")
 TOKEN_SOURCES = ("backend", "tokenizer", "estimate")
@@ -37,3 +37,7 @@ class UsageRecord:
     connect_ms: float | None = None
     experiment: str | None = None  # what assigned the arm: an experiment's name, or the route whose canary it is
     arm: str | None = None
+
+
+FIELDS: tuple[str, ...] = tuple(field.name for field in fields(UsageRecord))
+"""In this order a record is written to the ledger, and its row to SQL."""

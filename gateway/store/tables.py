@@ -131,18 +131,19 @@ audit = Table(
     sqlite_autoincrement=True,
 )
 
+# In the order of a usage record's fields.
 usage = Table(
     "usage",
     metadata,
     Column("request_id", Text, primary_key=True),
-    Column("client_request_id", Text),
     Column("started_at", Time, nullable=False, index=True),
+    Column("operation", Text, nullable=False),
     Column("key_id", Text),
     Column("user_id", Text, nullable=False),
     Column("model", Text, nullable=False),
-    Column("backend", Text),
     Column("revision", BigInteger),
-    Column("operation", Text, nullable=False),
+    Column("client_request_id", Text),
+    Column("backend", Text),
     Column("attempts", Integer, nullable=False),
     Column("status", Integer, nullable=False),
     Column("ending", Text, nullable=False),
@@ -156,7 +157,6 @@ usage = Table(
     Column("connect_ms", Double),
     Column("experiment", Text),
     Column("arm", Text),
-    Index(None, "key_id", "started_at"),
     # Reports by arm read raw rows: few have one, and those that have none cost nothing here.
     Index("ix_usage_arm", "started_at", sqlite_where=text("arm IS NOT NULL"), postgresql_where=text("arm IS NOT NULL")),
 )

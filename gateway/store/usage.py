@@ -1,30 +1,25 @@
-"""Usage: raw rows (one per admitted request), hourly roll-ups, and how far each ledger segment has been shipped.
+"""What the books hold: raw usage rows (one per admitted request), hourly roll-ups, and how far each ledger segment has been shipped.
 
 Reports read roll-ups only, but for those by arm of an experiment; raw rows are read by request id.
 """
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Table, delete, func, select
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.store.booking import COUNTERS, HOUR_S
 from gateway.store.tables import ledger_segments, usage_rollup
 from gateway.store.tables import usage as usage_table
 
-COLUMNS = tuple(usage_table.c.keys())
-_HOUR_S = 3600
 _DAY_S = 86_400
 _CHUNK = 500
-_COUNTERS = ("requests", "prompt_tokens", "completion_tokens", "cost_pusd")
 # Sums of money are taken in two parts: SQLite raises on a sum that leaves 64 bits, which is 9.2 million USD.
 _SPLIT = 1_000_000
 
@@ -42,37 +37,6 @@ class UsageLine:
     completion_tokens: int
     cost_pusd: int
     experiment: str | None = None
-
-
-async def insert_usage(conn: AsyncConnection, rows: Sequence[Mapping[str, Any]], segment: str, offset: int) -> int:
-    """Add `rows` (the keys are `COLUMNS`; a missing one is NULL) and note that `segment` is shipped up to `offset` bytes.
-
-    In the caller's one transaction. A row whose request_id is known already changes nothing, neither rows nor roll-ups, so a batch
-    may be sent again. Returns how many were new.
-    """
-    await _set_offset(conn, segment, offset)  # first: it locks the segment, so that two shippers of it go one after the other
-    unique = {row["request_id"]: row for row in rows}  # a batch may name a request twice
-    new = list(unique.values())
-    if not new:
-        return 0
-    try:
-        async with conn.begin_nested():
-            await _insert_rows(conn, new)
-    except IntegrityError:  # some are there already: a batch sent again
-        known = await _known(conn, list(unique))
-        new = [row for request_id, row in unique.items() if request_id not in known]
-        if not new:
-            return 0
-        await _insert_rows(conn, new)
-    await conn.execute(_add_to_rollup(conn), _deltas(new))
-    return len(new)
-
-
-async def _insert_rows(conn: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Plain rows in bulk. Past SQLAlchemy's own insert, which spends three times as long on a row as the database does."""
-    marks = ", ".join("?" if conn.dialect.name == "sqlite" else f"${i + 1}" for i in range(len(COLUMNS)))
-    statement = f"INSERT INTO {usage_table.name} ({', '.join(COLUMNS)}) VALUES ({marks})"  # noqa: S608  # our own names only
-    await conn.exec_driver_sql(statement, [tuple(map(row.get, COLUMNS)) for row in rows])
 
 
 async def usage_by(
@@ -162,58 +126,12 @@ async def forget_segment(conn: AsyncConnection, name: str) -> None:
     await conn.execute(delete(ledger_segments).where(ledger_segments.c.name == name))
 
 
-async def _known(conn: AsyncConnection, request_ids: list[str]) -> set[str]:
-    """Those that have a row already."""
-    column = usage_table.c.request_id
-    known: set[str] = set()
-    for start in range(0, len(request_ids), _CHUNK):
-        known.update((await conn.execute(select(column).where(column.in_(request_ids[start : start + _CHUNK])))).scalars())
-    return known
-
-
-def _upsert(conn: AsyncConnection, table: Table) -> sqlite.Insert | postgresql.Insert:
-    return sqlite.insert(table) if conn.dialect.name == "sqlite" else postgresql.insert(table)
-
-
-def _add_to_rollup(conn: AsyncConnection) -> sqlite.Insert | postgresql.Insert:
-    statement = _upsert(conn, usage_rollup)
-    sums = {name: usage_rollup.c[name] + statement.excluded[name] for name in _COUNTERS}
-    return statement.on_conflict_do_update(index_elements=list(usage_rollup.primary_key.columns), set_=sums)
-
-
-def _deltas(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One entry per bucket, in a fixed order: two transactions that lock the same buckets cannot block each other for ever."""
-    totals: dict[tuple[Any, ...], list[int]] = {}
-    for row in rows:
-        bucket = (_hour(row["started_at"]), row["user_id"], row.get("key_id") or "", row["model"], row.get("backend") or "", row["ending"])
-        total = totals.get(bucket)
-        if total is None:
-            total = totals[bucket] = [0, 0, 0, 0]
-        total[0] += 1
-        total[1] += row["prompt_tokens"]
-        total[2] += row["completion_tokens"]
-        total[3] += row["cost_pusd"]
-    names = ("hour", "user_id", "key_id", "model", "backend", "ending", *_COUNTERS)
-    return [dict(zip(names, (*bucket, *totals[bucket]), strict=True)) for bucket in sorted(totals)]
-
-
-async def _set_offset(conn: AsyncConnection, segment: str, offset: int) -> None:
-    statement = _upsert(conn, ledger_segments)
-    newer = statement.excluded.offset > ledger_segments.c.offset  # a batch sent again must not turn it back
-    upsert = statement.on_conflict_do_update(
-        index_elements=[ledger_segments.c.name],
-        set_={"offset": statement.excluded.offset, "updated_at": statement.excluded.updated_at},
-        where=newer,
-    )
-    await conn.execute(upsert, {"name": segment, "offset": offset, "updated_at": time.time()})
-
-
 def _hour(at_s: float) -> int:
-    return int(at_s // _HOUR_S) * _HOUR_S
+    return int(at_s // HOUR_S) * HOUR_S
 
 
 def _sums(table: Any = usage_rollup.c) -> list[ColumnElement[Any]]:
-    plain = [func.sum(table[name]) for name in _COUNTERS[:3] if name in table]
+    plain = [func.sum(table[name]) for name in COUNTERS[:3] if name in table]
     return [*plain, func.sum(table.cost_pusd.op("/")(_SPLIT)), func.sum(table.cost_pusd % _SPLIT)]
 
 

@@ -20,7 +20,7 @@ from gateway.limits.base import Refusal
 from gateway.metering.ledger import SegmentWriter
 from gateway.metering.record import UsageRecord
 from gateway.settings import Settings
-from gateway.store import secrets, usage
+from gateway.store import booking, secrets
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
 from gateway.store.migrate import migrate
@@ -102,7 +102,7 @@ async def test_a_budget_counts_what_a_killed_process_wrote_and_nobody_has_shippe
 async def test_a_budget_given_to_a_running_key_counts_what_the_window_has_seen(house: House) -> None:
     key_id = await house.key(Limits())
     async with house.db.write() as conn:
-        await usage.insert_usage(conn, [asdict(used(key_id, 8 * CENT))], "segment", 1)
+        await booking.insert_usage(conn, [asdict(used(key_id, 8 * CENT))], "segment", 1)
     limits = Limits(budget=Budget(10 * CENT, "month"))
     async with serving(house) as services:
         await update_key(house.db, house.generation, CLI, key_id, {"budget": limits.budget})

@@ -12,7 +12,7 @@ import pytest
 from auth.principal import Role
 from backends.local.state import ModelState, write_state
 from gateway.changes import apply_revision
-from gateway.store import usage, users
+from gateway.store import booking, users
 from tests.unit.gateway.api.conftest import INIT, PASSWORD, Plane
 
 ECHO = {"type": "echo"}
@@ -318,7 +318,7 @@ class TestUsage:
             row(16, viewer, "third", "chat"),
         ]
         async with plane.control.db.write() as conn:
-            await usage.insert_usage(conn, batch, "segment", 1)
+            await booking.insert_usage(conn, batch, "segment", 1)
         return key_text, key_id
 
     async def test_a_key_sees_its_own_a_login_the_users(self, plane: Plane) -> None:
@@ -355,7 +355,7 @@ class TestUsage:
         fixed = {"operation": "chat", "attempts": 1, "status": 200, "ending": "success", "token_source": "backend", "model": "chat"}
         counts = {"prompt_tokens": 10, "completion_tokens": 32, "cost_pusd": 0, "revision": 1}
         async with plane.control.db.write() as conn:
-            await usage.insert_usage(conn, [in_arm | fixed | counts], "segment", 2)
+            await booking.insert_usage(conn, [in_arm | fixed | counts], "segment", 2)
         expected = {"experiment": "summer", "arm": "b", "requests": 1, "prompt_tokens": 10, "completion_tokens": 32, "cost": "0"}
         assert (await admin.get(f"/admin/usage?by=arm&user={member}")).json()["data"] == [expected]
         assert (await admin.get(f"/admin/usage?by=arm&user={viewer}")).json()["data"] == []

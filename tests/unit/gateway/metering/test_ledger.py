@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from gateway.errors import LedgerFull
 from gateway.metering import ledger
-from gateway.metering.ledger import SegmentWriter, interrupted, read_lines, writer_is_dead, written_bytes
-from gateway.metering.record import UsageRecord
+from gateway.metering.ledger import SegmentWriter, interrupted, read_lines, sort_lines, writer_is_dead, written_bytes
+from gateway.metering.record import FIELDS, UsageRecord
 
 
 def record(number: int, **more: object) -> UsageRecord:
@@ -37,8 +37,12 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     kinds = lines(tmp_path)
     assert [kind for kind, _ in kinds] == ["B", "B", "E"]
     assert kinds[2][1] == asdict(done)
-    lost = interrupted(kinds[1][1])
-    assert (lost["request_id"], lost["ending"], lost["status"]) == ("req-2", "interrupted", 499)
+    (segment,) = tmp_path.glob("*.seg")
+    found = sort_lines(segment.read_bytes()[: written_bytes(segment)])
+    assert dict(zip(FIELDS, found.values, strict=True)) == asdict(done)
+    assert list(found.begun) == ["req-2"]
+    lost = dict(zip(FIELDS, interrupted(found.begun["req-2"]), strict=True))
+    assert lost == asdict(record(2)) | {"ending": "interrupted", "status": 499}
     writer.close()
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from auth.principal import Budget
 from gateway.metering.record import UsageRecord
-from gateway.store import usage
+from gateway.store import booking
 from gateway.store.engine import Database
 from gateway.store.spending import Spending
 
@@ -22,7 +22,7 @@ async def test_spending_ends_with_its_window(db: Database) -> None:
     record = UsageRecord("r1", at("2026-03-10T11:00"), "chat", "k", "u", "m", 1, cost_pusd=7)
     earlier = replace(record, request_id="r2", started_at=at("2026-03-02T11:00"), cost_pusd=5)
     async with db.write() as conn:
-        await usage.insert_usage(conn, [asdict(record), asdict(earlier)], "segment", 1)
+        await booking.insert_usage(conn, [asdict(record), asdict(earlier)], "segment", 1)
     async with db.read() as conn:
         await spending.read(conn, {"k": Budget(10, "day")})
     assert spending.spent_pusd("k", "day") == 7

@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 
 from gateway.limits.budget import window_start
 from gateway.metering.record import UsageRecord
-from gateway.store import usage
+from gateway.store import booking, usage
 from gateway.store.engine import Database
 from gateway.store.tables import usage as usage_table
 
@@ -28,7 +28,7 @@ def row(number: int, **values: Any) -> dict[str, Any]:
 
 async def ship(db: Database, rows: list[dict[str, Any]], offset: int, segment: str = "a.seg") -> int:
     async with db.write() as conn:
-        return await usage.insert_usage(conn, rows, segment, offset)
+        return await booking.insert_usage(conn, rows, segment, offset)
 
 
 async def lines(db: Database, by: Any, **filters: Any) -> dict[str, tuple[int, int, int, int]]:
@@ -38,7 +38,7 @@ async def lines(db: Database, by: Any, **filters: Any) -> dict[str, tuple[int, i
 
 
 def test_the_columns_are_the_fields_of_the_record() -> None:
-    assert set(usage.COLUMNS) == set(UsageRecord.__slots__)
+    assert set(booking.COLUMNS) == set(UsageRecord.__slots__)
 
 
 async def test_a_row_comes_back_as_it_was(db: Database) -> None:

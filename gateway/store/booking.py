@@ -1,0 +1,139 @@
+"""Booking: usage rows, what they add to the hourly roll-ups, and how far their ledger segment is shipped, in one transaction.
+
+Rows go to the drivers in bulk and past SQLAlchemy, whose own insert spends more time on a row than the database does. SQLite takes many
+rows in one statement (handing values over row by row costs as much as storing them), PostgreSQL one list for each column.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Table, select
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.store.tables import usage, usage_rollup
+
+COLUMNS = tuple(usage.c.keys())
+COUNTERS = ("requests", "prompt_tokens", "completion_tokens", "cost_pusd")
+HOUR_S = 3600
+_WIDTH = len(COLUMNS)
+_VALUES_AT_ONCE = 900  # in one statement; any SQLite takes 999
+_CHUNK = 500
+_ROLLED_UP = ("started_at", "user_id", "key_id", "model", "backend", "ending", "prompt_tokens", "completion_tokens", "cost_pusd")
+_FORWARD = (  # a batch sent again must not turn the offset back
+    'INSERT INTO ledger_segments (name, "offset", updated_at) VALUES ({}, {}, {}) ON CONFLICT (name) DO UPDATE '
+    'SET "offset" = excluded."offset", updated_at = excluded.updated_at WHERE excluded."offset" > ledger_segments."offset"'
+)
+
+
+async def insert_usage(conn: AsyncConnection, rows: Sequence[Mapping[str, Any]], segment: str, offset: int) -> int:
+    """`insert_values` of rows by column name; a missing column is NULL."""
+    return await insert_values(conn, [row.get(name) for row in rows for name in COLUMNS], segment, offset)
+
+
+async def insert_values(conn: AsyncConnection, values: list[Any], segment: str, offset: int) -> int:
+    """Add rows and note that `segment` is shipped up to `offset` bytes. `values`: of row after row, each in the order of `COLUMNS`.
+
+    In the caller's one transaction. A row whose request_id is known already changes nothing, neither rows nor roll-ups, so a batch
+    may be sent again. Returns how many were new.
+    """
+    # first: it locks the segment, so that two shippers of it go one after the other
+    marks = "???" if conn.dialect.name == "sqlite" else ("$1", "$2", "$3")
+    await _execute(conn, _FORWARD.format(*marks), [(segment, offset, time.time())])
+    if not values:
+        return 0
+    await _execute(conn, "SAVEPOINT new_rows")
+    try:
+        await _insert(conn, usage, values)
+    except (sqlite3.IntegrityError, IntegrityError):  # some are there already, a batch sent again; or a request is named twice
+        await _execute(conn, "ROLLBACK TO SAVEPOINT new_rows")
+        values = await _unknown(conn, values)
+        if not values:
+            return 0
+        await _insert(conn, usage, values)
+    await _insert(conn, usage_rollup, _deltas(values), _adding_up())
+    return len(values) // _WIDTH
+
+
+async def _execute(conn: AsyncConnection, statement: str, rows: list[tuple[Any, ...]] | None = None) -> None:
+    """A statement, or one for each row. With SQLite by the driver itself: SQLAlchemy goes to the driver's thread three times for each."""
+    if conn.dialect.name == "sqlite":
+        driver: Any = (await conn.get_raw_connection()).driver_connection
+        await (driver.execute(statement) if rows is None else driver.executemany(statement, rows))
+    else:
+        await conn.exec_driver_sql(statement, rows)
+
+
+async def _insert(conn: AsyncConnection, table: Table, values: list[Any], conflict: str = "") -> None:
+    """`values`: of row after row, each in the order of the table's columns. `conflict`: what is to be done with a row that is there."""
+    width = len(table.c)
+    if conn.dialect.name != "sqlite":
+        columns = tuple(values[column::width] for column in range(width))
+        await conn.exec_driver_sql(_by_columns(table) + conflict, columns)
+        return
+    start = 0
+    for rows in (_VALUES_AT_ONCE // width, 1):
+        length = rows * width
+        parts = [tuple(values[at : at + length]) for at in range(start, len(values) - length + 1, length)]
+        if parts:
+            await _execute(conn, _by_rows(table, rows) + conflict, parts)
+            start += len(parts) * length
+
+
+async def _unknown(conn: AsyncConnection, values: list[Any]) -> list[Any]:
+    """The values of those rows that are not there yet, each row once."""
+    rows = {values[at]: values[at : at + _WIDTH] for at in range(0, len(values), _WIDTH)}
+    request_ids, column = list(rows), usage.c.request_id
+    for start in range(0, len(request_ids), _CHUNK):
+        known = await conn.execute(select(column).where(column.in_(request_ids[start : start + _CHUNK])))
+        for request_id in known.scalars():
+            del rows[request_id]
+    return [value for row in rows.values() for value in row]
+
+
+def _deltas(values: list[Any]) -> list[Any]:
+    """Values of a row of the roll-up per bucket, in a fixed order: two transactions over the same buckets cannot block each other."""
+    totals: dict[tuple[Any, ...], list[int]] = {}
+    columns = (values[COLUMNS.index(name) :: _WIDTH] for name in _ROLLED_UP)
+    for started_at, user_id, key_id, model, backend, ending, prompt_tokens, completion_tokens, cost_pusd in zip(*columns, strict=True):
+        bucket = (int(started_at // HOUR_S) * HOUR_S, user_id, key_id or "", model, backend or "", ending)
+        total = totals.get(bucket)
+        if total is None:
+            totals[bucket] = [1, prompt_tokens, completion_tokens, cost_pusd]
+        else:
+            total[0] += 1
+            total[1] += prompt_tokens
+            total[2] += completion_tokens
+            total[3] += cost_pusd
+    return [value for bucket in sorted(totals) for value in (*bucket, *totals[bucket])]
+
+
+# Statements. They hold names of our own tables and columns only.
+
+
+@cache
+def _by_rows(table: Table, rows: int) -> str:
+    """SQLite: so many rows, value by value."""
+    columns = table.c.keys()
+    row = f"({', '.join('?' * len(columns))})"
+    return f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES {', '.join([row] * rows)}"  # noqa: S608
+
+
+@cache
+def _by_columns(table: Table) -> str:
+    """PostgreSQL: any number of rows, a list for each column."""
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # its __init__ is not annotated
+    lists = ", ".join(f"${number}::{column.type.compile(dialect)}[]" for number, column in enumerate(table.c, 1))
+    return f"INSERT INTO {table.name} ({', '.join(table.c.keys())}) SELECT * FROM unnest({lists})"  # noqa: S608
+
+
+@cache
+def _adding_up() -> str:
+    sums = ", ".join(f"{name} = {usage_rollup.name}.{name} + excluded.{name}" for name in COUNTERS)
+    return f" ON CONFLICT ({', '.join(usage_rollup.primary_key.columns.keys())}) DO UPDATE SET {sums}"
