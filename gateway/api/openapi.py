@@ -23,6 +23,8 @@ requests on this page. **Errors**: `/auth` and `/admin` answer `{"detail": ...}`
 Every answer carries `x-request-id`."""
 _TAGS = {
     "inference": "OpenAI's endpoints",
+    "images": "Pictures, of models that make them",
+    "audio": "Speech, of models that hear or speak",
     "tokens": "Exact token counts",
     "models": "What this credential may use",
     "usage": "Requests, tokens, cost",
@@ -114,7 +116,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    models: list[type[BaseModel]] = [OpenAIError, DetailError, *(shape.request for shape in SHAPES.values())]
+    models: list[type[BaseModel]] = [OpenAIError, DetailError, *(body for shape in SHAPES.values() for body in shape.bodies().values())]
     _, definitions = models_json_schema([(model, "validation") for model in models], ref_template="#/components/schemas/{model}")
     found: dict[str, Any] = definitions["$defs"]
     return found

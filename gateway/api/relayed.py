@@ -6,24 +6,22 @@ Fields that are not listed are accepted and passed on to the backend as they are
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from fastapi.responses import JSONResponse, Response
+from pydantic import ConfigDict, Field, JsonValue
 
+from gateway.api.passed_on import PASSED_ON
 from gateway.api.policies import RELAY_PATHS
+from gateway.api.shapes import Open, Shape, events
 from gateway.errors import NotFound
-from gateway.relay.operations import ROUTES
+from gateway.relay.operations import ROUTES, Operation
 
 _MESSAGES: list[JsonValue] = [{"role": "system", "content": "Answer in one sentence."}, {"role": "user", "content": "What is a weight?"}]
 
 
-class _Open(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-
-class Message(_Open):
+class Message(Open):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"] = Field(examples=["user"])
     content: str | list[dict[str, Any]] | None = Field(None, description="Text, or parts of text and images.")
     name: str | None = None
@@ -31,11 +29,11 @@ class Message(_Open):
     tool_call_id: str | None = None
 
 
-class StreamOptions(_Open):
+class StreamOptions(Open):
     include_usage: bool = Field(False, description="One last chunk with the usage of the whole stream.")
 
 
-class Sampling(_Open):
+class Sampling(Open):
     """What chat and completions share."""
 
     model: str = Field(description="A model id of /v1/models.", examples=["demo-chat"])
@@ -76,7 +74,7 @@ class CompletionRequest(Sampling):
     logprobs: int | None = None
 
 
-class EmbeddingsRequest(_Open):
+class EmbeddingsRequest(Open):
     model_config = ConfigDict(
         extra="allow",
         json_schema_extra={"examples": [{"model": "demo-embed", "input": ["What is a key?", "키란 무엇인가요?"]}]},
@@ -88,7 +86,7 @@ class EmbeddingsRequest(_Open):
     dimensions: int | None = Field(None, ge=1)
 
 
-class TokenizeRequest(_Open):
+class TokenizeRequest(Open):
     """`prompt` or `messages`."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"model": "demo-chat", "prompt": "Hello, 세계"}]})
@@ -103,27 +101,27 @@ class TokenizeRequest(_Open):
     return_token_strs: bool = False
 
 
-class DetokenizeRequest(_Open):
+class DetokenizeRequest(Open):
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"model": "demo-chat", "tokens": [72, 101, 108]}]})
 
     model: str | None = None
     tokens: list[int]
 
 
-class Usage(_Open):
+class Usage(Open):
     prompt_tokens: int = Field(examples=[24])
     completion_tokens: int | None = Field(None, examples=[12])
     total_tokens: int = Field(examples=[36])
 
 
-class Choice(_Open):
+class Choice(Open):
     index: int
     message: Message
     finish_reason: str | None = Field(examples=["stop"])
     logprobs: dict[str, Any] | None = None
 
 
-class ChatCompletion(_Open):
+class ChatCompletion(Open):
     id: str = Field(examples=["chatcmpl-7d1f"])
     object: Literal["chat.completion"] = "chat.completion"
     created: int
@@ -132,14 +130,14 @@ class ChatCompletion(_Open):
     usage: Usage | None = None
 
 
-class TextChoice(_Open):
+class TextChoice(Open):
     index: int
     text: str
     finish_reason: str | None = Field(examples=["length"])
     logprobs: dict[str, Any] | None = None
 
 
-class Completion(_Open):
+class Completion(Open):
     id: str = Field(examples=["cmpl-7d1f"])
     object: Literal["text_completion"] = "text_completion"
     created: int
@@ -148,48 +146,48 @@ class Completion(_Open):
     usage: Usage | None = None
 
 
-class Embedding(_Open):
+class Embedding(Open):
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float] | str = Field(description="Numbers, or little-endian float32 in base64.")
 
 
-class Embeddings(_Open):
+class Embeddings(Open):
     object: Literal["list"] = "list"
     data: list[Embedding]
     model: str
     usage: Usage
 
 
-class TokenList(_Open):
+class TokenList(Open):
     tokens: list[int]
     count: int
     max_model_len: int | None
     token_strs: list[str] | None = None
 
 
-class Text(_Open):
+class Text(Open):
     prompt: str
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """How one operation is documented."""
-
-    request: type[BaseModel]
-    answer: type[BaseModel]
-    summary: str
-    tag: str = "inference"
-
-
 SHAPES: Mapping[str, Shape] = {
-    "chat": Shape(ChatRequest, ChatCompletion, "Chat completion"),
-    "completions": Shape(CompletionRequest, Completion, "Text completion"),
+    "chat": Shape(
+        ChatRequest,
+        ChatCompletion,
+        "Chat completion",
+        other=events('data: {"id":"chatcmpl-7d1f","object":"chat.completion.chunk",...}', "data: [DONE]"),
+    ),
+    "completions": Shape(
+        CompletionRequest,
+        Completion,
+        "Text completion",
+        other=events('data: {"id":"cmpl-7d1f","object":"text_completion",...}', "data: [DONE]"),
+    ),
     "embeddings": Shape(EmbeddingsRequest, Embeddings, "Embeddings"),
     "tokenize": Shape(TokenizeRequest, TokenList, "Text or messages to tokens", "tokens"),
     "detokenize": Shape(DetokenizeRequest, Text, "Tokens to text", "tokens"),
+    **PASSED_ON,
 }
-_EVENTS = 'data: {"id":"chatcmpl-7d1f","object":"chat.completion.chunk",...}\n\ndata: [DONE]\n\n'
 
 
 async def below() -> None:
@@ -202,18 +200,25 @@ def add_routes(app: FastAPI) -> None:
     for path in RELAY_PATHS:
         operation = ROUTES[path.encode()]
         shape = SHAPES[operation.name]
-        good: dict[str, Any] = {"model": shape.answer, "description": "The answer"}
-        if operation.streams:
-            good["content"] = {"text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS}}
-        body = {"content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape.request.__name__}"}}}, "required": True}
+        good: dict[str, Any] = {"description": "The answer", "content": dict(shape.other)}
+        if shape.answer is not None:
+            good["model"] = shape.answer
+        schemas = {name: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}} for name, model in shape.bodies().items()}
         app.add_api_route(
             path,
             below,
             methods=["POST"],
             summary=shape.summary,
-            description="Passed on to a backend of the model; fields that are not listed are too." if not operation.inside else "",
-            response_model=shape.answer,
+            description=_description(operation),
+            response_class=JSONResponse if shape.answer is not None else Response,
             responses={200: good},
-            openapi_extra={"requestBody": body},
+            openapi_extra={"requestBody": {"content": schemas, "required": True}},
             tags=[shape.tag],
         )
+
+
+def _description(operation: Operation) -> str:
+    if operation.inside:
+        return ""
+    text = "Passed on to a backend of the model; fields that are not listed are too."
+    return f"{text} For models with a backend of type `custom`." if operation.custom_only else text

@@ -12,7 +12,7 @@ import pytest
 from gateway.api.docs import SWAGGER_UI_VERSION
 from gateway.api.policies import POLICIES, RELAY_PATHS
 from gateway.api.relayed import SHAPES
-from gateway.relay.operations import ROUTES
+from gateway.relay.operations import ROUTES, check_required
 from tests.unit.gateway.api.conftest import Plane
 
 HIDDEN = {"GET /docs", "GET /docs/{version}/{name}", "GET /openapi.json", "HEAD /", "HEAD /health", "HEAD /healthz", "HEAD /readyz"}
@@ -59,15 +59,24 @@ def test_relay_routes_can_be_used_from_the_page(document: dict[str, Any]) -> Non
     schemas = document["components"]["schemas"]
     for path in RELAY_PATHS:
         operation = document["paths"][path]["post"]
-        name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
-        shape = SHAPES[ROUTES[path.encode()].name]
-        example = schemas[name]["examples"][0]
-        shape.request.model_validate(example, strict=True)
-        assert operation["responses"]["200"]["content"]["application/json"]
+        relayed = ROUTES[path.encode()]
+        bodies = operation["requestBody"]["content"]
+        assert set(bodies) == {*["application/json"] * relayed.json, *["multipart/form-data"] * relayed.multipart}
+        shape = SHAPES[relayed.name]
+        for content_type, model in shape.bodies().items():
+            assert bodies[content_type]["schema"]["$ref"].rpartition("/")[2] == model.__name__
+        if shape.request is not None:
+            example = schemas[shape.request.__name__]["examples"][0]
+            shape.request.model_validate(example, strict=True)
+            check_required(relayed, example)
+        assert operation["responses"]["200"]["content"].keys() >= {*["application/json"] * (shape.answer is not None), *shape.other}
+        assert ("text/event-stream" in operation["responses"]["200"]["content"]) == relayed.streams
         error = operation["responses"]["404"]["content"]["application/json"]["schema"]["$ref"]
         assert error.endswith("/OpenAIError")
-    chat = document["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
-    assert "text/event-stream" in chat
+    form = schemas["TranscriptionForm"]["properties"]["file"]
+    assert form["type"] == "string"
+    assert form["format"] == "binary"
+    assert document["paths"]["/v1/audio/speech"]["post"]["responses"]["200"]["content"].keys() == {"audio/*"}
 
 
 def test_the_document_is_valid(document: dict[str, Any]) -> None:
