@@ -17,6 +17,9 @@ _OUTPUT_LIMITS = frozenset(("max_tokens", "max_completion_tokens", "max_output_t
 _JSON = b"application/json"
 
 
+MAX_MESSAGES = 10_000  # of one request; each costs an object here, whatever its text
+
+
 class Form(Enum):
     """How a backend's 2xx answer is relayed."""
 
@@ -216,6 +219,8 @@ def _check_group(operation: Operation, group: tuple[str, ...], fields: dict[str,
         if name == "messages":
             if type(value) is not list or not all(type(m) is dict for m in value):
                 raise InvalidRequest("'messages' must be a list of message objects.", param="messages")
+            if len(value) > MAX_MESSAGES:
+                raise InvalidRequest(f"'messages' must have at most {MAX_MESSAGES} messages.", param="messages")
         elif name == "tokens":
             if type(value) is not list:
                 raise InvalidRequest("'tokens' must be a list of token ids.", param="tokens")
