@@ -10,6 +10,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -28,12 +29,15 @@ models:
   - id: slow
     backends: [{{type: echo, chunk_delay_ms: 50}}]
 """
+DRAIN_S = 2.0
 BODY = {"model": "m", "messages": [{"role": "user", "content": "one two"}]}
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with gateway(tmp_path_factory.mktemp("workers"), CONFIG.format(a=1, b=0), arguments=("--workers", "2")) as made:
+    with gateway(
+        tmp_path_factory.mktemp("workers"), CONFIG.format(a=1, b=0), arguments=("--workers", "2"), GATEWAY_DRAIN_S=str(DRAIN_S)
+    ) as made:
         yield made
 
 
@@ -73,6 +77,13 @@ async def until_metric(running: Gateway, name: str, model: str, value: float) ->
     while (found := await metric(running, name, model)) != value:
         assert time.monotonic() < deadline_s, f"{name} stays at {found}"
         await asyncio.sleep(0.05)
+
+
+def test_each_process_has_a_queue_of_its_own(running: Gateway) -> None:
+    """Two listening sockets on one port, each with its own backlog: the kernel spreads connections over them."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    listening = [row for row in rows if row[1] == f"0100007F:{running.port:04X}" and row[3] == "0A"]
+    assert len(listening) == 2
 
 
 async def test_both_processes_answer_and_the_metrics_add_up(running: Gateway, headers: dict[str, str]) -> None:
@@ -172,6 +183,37 @@ async def test_a_killed_server_is_replaced_and_the_other_goes_on(running: Gatewa
     assert len(rows) == len(endings)
 
 
+async def test_what_waits_for_a_dead_server_is_answered_by_its_successor(running: Gateway, headers: dict[str, str]) -> None:
+    """The supervisor holds the sockets: what the kernel has queued for a process outlives it, requests and all."""
+    victim = min(servers(running))
+    os.kill(victim, signal.SIGSTOP)  # it accepts nothing any more
+    try:
+        asked = [asyncio.create_task(ask(running, headers)) for _ in range(40)]
+        done, waiting = await asyncio.wait(asked, timeout=1)
+        assert done, "the other process answers nothing"
+        assert waiting, "nothing waits for the stopped process"
+    finally:
+        os.kill(victim, signal.SIGKILL)
+    assert len(await asyncio.gather(*asked)) == 40
+
+
+async def test_nobody_is_refused_while_all_servers_are_dead(running: Gateway, headers: dict[str, str]) -> None:
+    dead = servers(running)
+    for pid in dead:
+        os.kill(pid, signal.SIGKILL)
+    assert len(await many(running, headers, 20)) == 20
+    await until_servers(running, dead)
+    assert len({process for process, _ in await many(running, headers, 40)}) == 2
+
+
+async def until_servers(running: Gateway, dead: set[int]) -> None:
+    """Two servers run, none of them of `dead`."""
+    deadline_s = time.monotonic() + 20
+    while len(servers(running) - dead) < 2:
+        assert time.monotonic() < deadline_s
+        await asyncio.sleep(0.05)
+
+
 async def test_a_limited_key_is_not_made_behind_their_backs(running: Gateway) -> None:
     """Limits hold in one process only so far: a key that would have them must not be served at twice its limit."""
     key = {"authorization": f"Bearer {running.key('limited', '--rpm', '5')}"}
@@ -188,8 +230,44 @@ async def test_a_limited_key_is_not_made_behind_their_backs(running: Gateway) ->
     assert statuses == {503: 40}, statuses
 
 
-def test_a_stop_ends_all_of_it(running: Gateway) -> None:
+async def test_a_stop_drains_all_of_it(running: Gateway, headers: dict[str, str]) -> None:
+    """What ends within the drain time is whole, what does not is told; all is in the books; nobody new comes in; exit 0."""
     everything = [pid for pattern in ("gateway.cli.server", "gateway.keeper") for pid in running.children(pattern)]
     assert len(everything) == 3
-    assert running.stop() == 0
-    assert not servers(running)
+    bodies: dict[str, tuple[int, bytes]] = {}
+    begun = asyncio.Event()
+
+    async def stream(http: aiohttp.ClientSession, words: int) -> None:
+        body = {"model": "slow", "messages": [{"role": "user", "content": "w " * words}], "stream": True}
+        async with http.post("/v1/chat/completions", json=body) as answer:
+            request_id = answer.headers["x-request-id"]
+            bodies[request_id] = (words, b"")
+            if len(bodies) == 40:
+                begun.set()
+            bodies[request_id] = (words, await answer.read())
+
+    connector = aiohttp.TCPConnector(force_close=True)
+    async with aiohttp.ClientSession(running.url, headers=headers, timeout=PATIENCE, connector=connector) as http:
+        short, long = 20, 200  # 1 s and 10 s
+        tasks = [asyncio.create_task(stream(http, words)) for words in (short, long) * 20]
+        await asyncio.wait_for(begun.wait(), 20)
+        assert len({request_id[4:20] for request_id in bodies}) == 2
+        stopped_s = time.monotonic()
+        stopping = asyncio.create_task(asyncio.to_thread(running.stop))
+        await asyncio.sleep(0.5)
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await ask(running, headers)
+        await asyncio.gather(*tasks)
+        assert DRAIN_S - 0.1 < time.monotonic() - stopped_s < DRAIN_S + 2
+        assert await stopping == 0
+    assert not [pid for pid in everything if os.path.exists(f"/proc/{pid}")]
+    for words, text in bodies.values():
+        if words == short:
+            assert text.endswith(b"data: [DONE]\n\n")
+        else:
+            last = json.loads(text.rstrip().rpartition(b"data: ")[2])
+            assert last["error"]["code"] == "shutting_down", last
+    rows = [json.loads(line) for line in running.cli("ledger", "export").splitlines()]
+    endings = {row["request_id"]: row["ending"] for row in rows}
+    assert len(endings) == len(rows)
+    assert {i: endings[i] for i in bodies} == {i: "success" if words == short else "shutdown" for i, (words, _) in bodies.items()}
