@@ -1,4 +1,5 @@
-"""What the keeper does: ship the ledger, run the local models that the live revision names, store metric samples, forget what ran out.
+"""What the keeper does: ship the ledger, run the local models that the live revision names, probe the backends that it says are to be
+probed, store metric samples, forget what ran out.
 
 One keeper per host works; another waits for its lock and takes over when it dies.
 """
@@ -14,15 +15,19 @@ from pathlib import Path
 import structlog
 
 from backends.local import LocalModels, LocalSpec
+from gateway.keeper.probes import Prober, needs_secrets, wanted_probes
 from gateway.keeper.samples import client, scrape
 from gateway.keeper.ship import Shipper
 from gateway.routing.document import RevisionDocument
+from gateway.routing.probes import FILE_NAME as PROBES_FILE
 from gateway.routing.table import local_specs
 from gateway.settings import Settings
 from gateway.store import revisions, samples, tokens
 from gateway.store.engine import Database
 from gateway.store.errors import StoreUnavailable
 from gateway.store.generation import Generation
+from gateway.store.secret_key import load_or_create_secret_key
+from gateway.store.secrets import SecretBox, read_all
 
 logger = structlog.get_logger(__name__)
 
@@ -45,13 +50,14 @@ class Keeper:
         self._shipper = Shipper(self._db, settings.run_dir / "ledger")
         self._models = LocalModels(
             state_file=settings.run_dir / "local.json",
-            on_change=self._models_changed,
+            on_change=self._tell_servers,
             models_dir=settings.models_dir,
             fallback_dir=DEMO_MODELS,
             hub=settings.hub_access,
             device=settings.model_device,
             dtype=settings.model_dtype,
         )
+        self._prober = Prober(settings.run_dir / PROBES_FILE, self._tell_servers, ca_file=settings.upstream_ca_file)
         self._http = client()
         self._stop = asyncio.Event()
 
@@ -65,20 +71,22 @@ class Keeper:
             asyncio.create_task(self._every(SHIP_S, self._shipper.ship), name="ship"),
             asyncio.create_task(self._every(SAMPLE_S, self._sample), name="sample"),
             asyncio.create_task(self._every(TIDY_S, self._tidy), name="tidy"),
-            asyncio.create_task(self._follow_models(), name="models"),
+            asyncio.create_task(self._follow_revision(), name="revision"),
+            asyncio.create_task(self._every(1.0, self._prober.publish), name="probes"),
         ]
         await self._stop.wait()
         for duty in duties:
             duty.cancel()
         await asyncio.gather(*duties, return_exceptions=True)
         await self._http.aclose()
+        await self._prober.close()
         await self._models.close()
         await self._ship_the_rest()
         self._shipper.close()
         self._generation.close()
         await self._db.close()
 
-    def _models_changed(self) -> None:
+    def _tell_servers(self) -> None:
         self._generation.bump_local()
 
     async def _ship_the_rest(self) -> None:
@@ -104,27 +112,38 @@ class Keeper:
                 failing = True
             await asyncio.sleep(period_s)
 
-    async def _follow_models(self) -> None:
-        """Local models as the live revision names them; looked at whenever something changed."""
+    async def _follow_revision(self) -> None:
+        """Local models and probes as the live revision names them; looked at whenever something changed."""
         seen: int | None = None
         while True:
             change = self._generation.change
             if change != seen:
                 try:
-                    await self._want_models()
+                    await self._want()
                     seen = change
                 except StoreUnavailable:
                     await asyncio.sleep(0.5)
                 except Exception:
-                    logger.exception("the local models could not be brought up to date")
+                    logger.exception("the local models and probes could not be brought up to date")
                     await asyncio.sleep(2)
             await asyncio.sleep(LOOK_S)
 
-    async def _want_models(self) -> None:
+    async def _want(self) -> None:
         async with self._db.read() as conn:
             revision = await revisions.live_revision(conn)
-        specs = local_specs(RevisionDocument.model_validate(revision.document)) if revision is not None else ()
-        await self._models.set_wanted([LocalSpec(spec.path, spec.port, absolute_allowed=True) for spec in specs])
+        if revision is None:
+            await self._models.set_wanted([])
+            self._prober.set_wanted(0, {})
+            return
+        document = RevisionDocument.model_validate(revision.document)
+        await self._models.set_wanted([LocalSpec(spec.path, spec.port, absolute_allowed=True) for spec in local_specs(document)])
+        secrets = await self._secrets() if needs_secrets(document) else {}
+        self._prober.set_wanted(revision.id, wanted_probes(document, secrets))
+
+    async def _secrets(self) -> dict[str, str]:
+        box = SecretBox(load_or_create_secret_key(self._settings.home, self._settings.secret_key.get_secret_value()))
+        async with self._db.read() as conn:
+            return await read_all(conn, box)
 
     async def _sample(self) -> None:
         """Figures of this moment into SQL, so that plots need no Prometheus."""

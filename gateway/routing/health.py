@@ -201,6 +201,11 @@ class Health:
         else:
             self._mark()
 
+    def unprobed(self, now_s: float) -> None:
+        """Nothing probes it any more."""
+        self.verdict.clear()
+        self.settle(now_s)
+
     def settle(self, now_s: float) -> None:
         """Forget what is over; unmarks where nothing is left to remember."""
         if not self.marked or self._open or self.verdict.dead(now_s) or now_s < self._rest_until_s:

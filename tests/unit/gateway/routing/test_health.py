@@ -334,12 +334,10 @@ class Attempts(RuleBasedStateMachine):
     @invariant()
     def one_trial_at_a_time(self) -> None:
         for health in self.healths:
+            fresh = [trial for h, trial, began_s in self.out if h is health and trial and self.now_s < began_s + 60]
+            assert len(fresh) <= 1
             if health.state(self.now_s) == "half_open":
-                fresh = [trial for h, trial, began_s in self.out if h is health and trial and self.now_s < began_s + 60]
-                if health.available(self.now_s):
-                    assert health._trial not in fresh
-                else:
-                    assert fresh.count(health._trial) == 1
+                assert health.available(self.now_s) == (not fresh)
 
     @invariant()
     def somebody_may_always_be_tried(self) -> None:
