@@ -82,7 +82,7 @@ def revoke(key_id: KeyId, as_json: Json = False) -> None:
     """Refuse this key from now on; requests already running finish."""
     from gateway.changes import revoke_key
 
-    key = in_context(lambda ctx: revoke_key(ctx.db, ctx.generation, ctx.actor, _bare_id(key_id)))
+    key = in_context(lambda ctx: revoke_key(ctx.db, ctx.generation, ctx.actor, bare_id(key_id)))
     if as_json:
         show_json({"id": key.id, "name": key.name, "revoked_at": rfc3339(key.revoked_at)})
     else:
@@ -99,11 +99,11 @@ def rotate(
     from gateway.changes import rotate_key
 
     grace_s = duration_s(grace, "--grace")
-    issued = in_context(lambda ctx: rotate_key(ctx.db, ctx.generation, ctx.actor, _bare_id(key_id), grace_s=grace_s))
+    issued = in_context(lambda ctx: rotate_key(ctx.db, ctx.generation, ctx.actor, bare_id(key_id), grace_s=grace_s))
     _show_issued(issued, as_json)
 
 
-def _bare_id(text: str) -> str:
+def bare_id(text: str) -> str:
     """The id, also where someone pastes the whole key."""
     from auth.keys import looks_like_key
 
