@@ -88,10 +88,13 @@ def test_named_files_exist(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [ENGLISH, KOREAN], ids=name_of)
-def test_the_example_configuration_is_valid(path: Path) -> None:
-    (text,) = blocks(path, "yaml")
-    document = read_text(text, {"UPSTREAM_KEY": "sk-upstream"})
-    assert [model.id for model in document.models] == ["chat", "embed"]
+def test_the_example_configurations_are_valid(path: Path) -> None:
+    documents = [read_text(text, {"UPSTREAM_KEY": "sk-upstream"}) for text in blocks(path, "yaml")]
+    assert [[model.id for model in document.models] for document in documents] == [
+        ["chat", "embed"],
+        ["assistant", "assistant-small", "writer"],
+    ]
+    assert {model.policy for model in documents[1].models} == {"sticky", "canary", "experiment"}
 
 
 def test_the_map_is_complete_in_both_languages() -> None:
