@@ -216,8 +216,8 @@ class Flow:
         if operation.inside:
             self._tokenizer = self._find_tokenizer(route)
         self._permit = permit = self._reserve(route, peek, body)
-        self._begin(route, permit)
         self._target = self._tries = self._fallbacks = 0
+        self._begin(route, permit)
         if route.shadow is not None and route.shadow.wants(relay.rng):
             self._shadow_body = body
 
