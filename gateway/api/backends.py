@@ -20,6 +20,7 @@ class TargetOut(BaseModel):
     type: str = Field(examples=["custom"])
     upstream_model: str = Field(examples=["llama-3.1-8b"])
     weight: int = Field(description="0: drained.", examples=[3])
+    priority: int = Field(description="Lower numbers are tried first.", examples=[0])
     ready: bool = Field(description="Can it serve now? A remote one is always tried.")
     in_flight: int = Field(description="Requests running at it, of the process that answers.")
     path: str | None = Field(description="Local models: as configured.")
@@ -54,6 +55,7 @@ def _shown(control: Control, model: str, target: Target) -> TargetOut:
         type=target.type,
         upstream_model=target.upstream_model,
         weight=target.weight,
+        priority=target.priority,
         ready=target.backend.ready,
         in_flight=control.relay.load.in_flight(target),
         path=target.path,

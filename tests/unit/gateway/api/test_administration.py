@@ -265,6 +265,7 @@ class TestBackends:
         assert "worker-token" not in response.text
         echo, local = response.json()["data"]
         assert (echo["backend"], echo["weight"], echo["ready"], echo["in_flight"], echo["local"]) == ("echo-1", 0, True, 0, None)
+        assert echo["priority"] == 0
         assert (local["backend"], local["upstream_model"], local["ready"], local["in_flight"]) == ("local-1", "inner", False, 1)
         assert local["local"]["state"] == "loading"
         for path in ("/", "/health"):  # a model is counted while a backend of it can serve
