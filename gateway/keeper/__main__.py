@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 
 from gateway.keeper.duties import Keeper
 from gateway.metering.log import configure_logs
@@ -18,6 +19,7 @@ def main() -> None:
     die_with_parent()
     settings = load_settings()
     configure_logs(settings.log_level)
+    gc.freeze()  # modules and mappers stay: no collection need look at them again
     asyncio.run(Keeper(settings, arguments.server_url).run())
 
 

@@ -31,7 +31,7 @@ from gateway.store.secrets import SecretBox, read_all
 
 logger = structlog.get_logger(__name__)
 
-SHIP_S = 0.5
+SHIP_S = 1.0  # the ledger is to be readable at most 2 s after a request has ended
 LOOK_S = 0.2
 SAMPLE_S = 15.0
 SAMPLES_KEPT_S = 14 * 86_400

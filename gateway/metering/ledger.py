@@ -68,16 +68,16 @@ class SegmentWriter:
         r = record
         data = orjson.dumps(
             (
-                *("B", r.request_id, r.started_at, r.operation, r.key_id, r.user_id, r.model, r.revision, r.client_request_id),
-                *(reserved_tokens, reserved_pusd),
+                "B", r.request_id, r.started_at, r.operation, r.key_id, r.user_id, r.model, r.revision, r.client_request_id,
+                reserved_tokens, reserved_pusd,
             ),
             option=orjson.OPT_APPEND_NEWLINE,
-        )
+        )  # fmt: skip
         end = self._at + len(data)
         if end + self._reserved + END_BYTES > self._size:
             self._rotate()
             end = len(data)
-        self._memory[self._at : end] = data
+        self._memory.write(data)
         self._at = end
         self._reserved += END_BYTES
 
@@ -86,9 +86,8 @@ class SegmentWriter:
         data = _end_line(record, record.client_request_id)
         if len(data) > END_BYTES:
             data = _end_line(record, None)
-        end = self._at + len(data)
-        self._memory[self._at : end] = data
-        self._at = end
+        self._memory.write(data)
+        self._at += len(data)
         self._reserved -= END_BYTES
 
     def _rotate(self) -> None:
@@ -111,12 +110,12 @@ def _end_line(record: UsageRecord, client_request_id: str | None) -> bytes:
     r = record
     return orjson.dumps(
         (
-            *("E", r.request_id, r.started_at, r.operation, r.key_id, r.user_id, r.model, r.revision, client_request_id),
-            *(r.backend, r.attempts, r.status, r.ending, r.prompt_tokens, r.completion_tokens, r.token_source, r.cost_pusd),
-            *(r.duration_ms, r.ttft_ms, r.queue_ms, r.connect_ms, r.experiment, r.arm),
+            "E", r.request_id, r.started_at, r.operation, r.key_id, r.user_id, r.model, r.revision, client_request_id,
+            r.backend, r.attempts, r.status, r.ending, r.prompt_tokens, r.completion_tokens, r.token_source, r.cost_pusd,
+            r.duration_ms, r.ttft_ms, r.queue_ms, r.connect_ms, r.experiment, r.arm,
         ),
         option=orjson.OPT_APPEND_NEWLINE,
-    )
+    )  # fmt: skip
 
 
 def written_bytes(path: Path) -> int:

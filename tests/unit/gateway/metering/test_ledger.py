@@ -125,3 +125,14 @@ def test_torn_lines_are_skipped(cut: int, tail: bytes) -> None:
     torn = whole[: cut % (len(whole) + 1)] + tail
     found = [fields["request_id"] for _, fields in read_lines(torn)]
     assert found == ["req-1", "req-2"][: len(found)]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.integers(0, 2000), st.binary(max_size=20) | st.sampled_from((b"5\n", b"[]\n", b'["E"]\n', b'["X",1,2,3,4,5,6,7,8,9]\n')))
+def test_torn_lines_do_not_spoil_those_before_them(cut: int, tail: bytes) -> None:
+    whole = b"".join(ledger._end_line(record(number, attempts=number), None) for number in (1, 2))
+    torn = whole[: cut % (len(whole) + 1)] + tail
+    found = sort_lines(torn)
+    rows = [fields for kind, fields in read_lines(torn) if kind == "E"]
+    assert found.values == [value for row in rows for value in row.values()]
+    assert found.begun_before == [row["request_id"] for row in rows]
