@@ -37,6 +37,8 @@ from gateway.metering.meter import Meter
 from gateway.metering.names import make_metrics
 from gateway.routing.document import RevisionDocument
 from gateway.routing.health import HealthBoard
+from gateway.routing.probes import FILE_NAME as PROBES_FILE
+from gateway.routing.probes import ProbeFile
 from gateway.routing.retries import RetryBudgets
 from gateway.routing.table import BackendSpec, RouteTable, Timeouts, build_table
 from gateway.runtime import Control, Relay
@@ -159,6 +161,7 @@ class Services:
         self._tokenizers = RouteTokenizers(settings)
         self._spending = Spending()
         self._retries = RetryBudgets()
+        self._probes = ProbeFile(settings.run_dir / PROBES_FILE)
         self._reload = False  # is a revision in the log that is not in force yet
         self._tokenizing: asyncio.Task[None] | None = None
         self._started_s = time.monotonic()
@@ -249,7 +252,7 @@ class Services:
         for problem in table.problems:
             logger.warning("route table", problem=problem)
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            self.relay.meter.metrics.backend_ready.clear()  # targets of the old table
+            self.relay.meter.forget_targets()
         self.relay.table = table
         self.relay.meter.metrics.revision.set(table.revision)
         self.relay.health.retire(table.health_keys)
@@ -286,6 +289,7 @@ class Services:
                 if generation.local != local:
                     local = generation.local
                     self.local_state.reload()
+                    self._probes.follow(self.relay.table, now_s, time.time())
                 if not behind(now_s):
                     continue
                 looked_s = now_s
@@ -321,11 +325,15 @@ class Services:
 
     def _observe(self) -> None:
         """Figures that are states, not events."""
-        metrics = self.relay.meter.metrics
-        self.relay.health.settle(time.monotonic())
-        for route in self.relay.table.routes.values():
+        meter, table, now_s = self.relay.meter, self.relay.table, time.monotonic()
+        metrics = meter.metrics
+        self._probes.follow(table, now_s, time.time())  # also where no verdict changed: one that is not said again ceases to hold
+        self.relay.health.settle(now_s)
+        for route in table.routes.values():
             for target in route.targets:
+                health = target.health
                 metrics.backend_ready.labels(route.id, target.id).set(target.backend.ready)
+                meter.health(route.id, target.id, health.state(now_s), health.verdict.alive(now_s))
         metrics.log_lines_lost.inc(self.relay.log.take_lost())
 
     def ready(self) -> tuple[bool, dict[str, str]]:

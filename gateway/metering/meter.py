@@ -6,7 +6,10 @@ tenth of a relayed request.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gateway.metering.names import DURATION_BUCKETS_S, TTFT_BUCKETS_S
@@ -16,6 +19,10 @@ if TYPE_CHECKING:
 
     from gateway.metering.names import Metrics
     from gateway.metering.record import UsageRecord
+
+
+# As `routing.health` names them.
+_STATES: Mapping[str, int] = MappingProxyType({"closed": 0, "half_open": 1, "open": 2, "resting": 3})
 
 
 class _Counts:
@@ -38,6 +45,7 @@ class Meter:
         self._counts: dict[tuple[str, str | None, str, int, str], _Counts] = {}
         self._attempts: dict[tuple[str, str, str], int] = {}
         self._running: dict[str, int] = {}
+        self._probed: set[tuple[str, str]] = set()
 
     def begin(self, model: str) -> None:
         """A request is admitted."""
@@ -75,6 +83,20 @@ class Meter:
     def retry_denied(self, model: str) -> None:
         """It would have, but the route's retry budget is spent."""
         self.metrics.retries_denied.labels(model).inc()
+
+    def health(self, model: str, backend: str, state: str, alive: bool | None) -> None:
+        """What is known of a target at this moment. `alive`: of its probe; None: there is none, or nothing is known. Once a second."""
+        self.metrics.backend_state.labels(model, backend).set(_STATES[state])
+        if alive is None and (model, backend) not in self._probed:
+            return
+        self._probed.add((model, backend))
+        self.metrics.backend_probe_up.labels(model, backend).set(math.nan if alive is None else alive)
+
+    def forget_targets(self) -> None:
+        """A new table: what was said of the targets of the old one goes, for those that remain are told again."""
+        for gauge in (self.metrics.backend_ready, self.metrics.backend_state, self.metrics.backend_probe_up):
+            gauge.clear()
+        self._probed.clear()
 
     def refusal(self, operation: str, code: str) -> None:
         """A request was refused before admission."""

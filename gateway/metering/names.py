@@ -34,6 +34,8 @@ class Metrics:
     shadow_seconds: Counter
     shadow_tokens: Counter
     backend_ready: Gauge
+    backend_state: Gauge
+    backend_probe_up: Gauge
     build: Gauge
     revision: Gauge
     log_lines_lost: Counter
@@ -102,6 +104,20 @@ def make_metrics(registry: CollectorRegistry) -> Metrics:
         limited=Counter("gateway_limit_refusals", "Requests refused by a limit.", ("kind",), registry=registry),
         backend_ready=Gauge(
             "gateway_backend_ready", "1 while the backend can serve.", ("model", "backend"), registry=registry, multiprocess_mode="livemax"
+        ),
+        backend_state=Gauge(
+            "gateway_backend_state",
+            "0 closed (well), 1 half-open (on trial), 2 open (left out), 3 resting (it asked for a pause).",
+            ("model", "backend"),
+            registry=registry,
+            multiprocess_mode="livemax",
+        ),
+        backend_probe_up=Gauge(
+            "gateway_backend_probe_up",
+            "1 while the backend's probe succeeds, 0 while it fails, NaN while nothing is known of it.",
+            ("model", "backend"),
+            registry=registry,
+            multiprocess_mode="livemin",
         ),
         build=Gauge(
             "gateway_build_info", "Constant 1; the version is the label.", ("version",), registry=registry, multiprocess_mode="livemax"

@@ -18,7 +18,7 @@ All times are seconds of one monotonic clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from gateway.routing.verdict import Verdict
 from gateway.routing.window import Window
@@ -37,6 +37,7 @@ REST_MAX_S: Final = 300.0
 FORGET_S: Final = 300.0  # failures in a row are forgotten when nothing was tried for so long
 PROBE_VALID_S: Final = 30.0
 
+State = Literal["closed", "open", "half_open", "resting"]
 CLOSED: Final = "closed"
 OPEN: Final = "open"
 HALF_OPEN: Final = "half_open"
@@ -99,8 +100,8 @@ class Health:
 
     # what is asked
 
-    def state(self, now_s: float) -> str:
-        """closed, open, half_open or resting. What a probe finds dead counts as open."""
+    def state(self, now_s: float) -> State:
+        """What a probe finds dead counts as open."""
         if self.verdict.dead(now_s) or (self._open and now_s < self._open_until_s):
             return OPEN
         if now_s < self._rest_until_s:

@@ -271,6 +271,32 @@ class TestBackends:
         for path in ("/", "/health"):  # a model is counted while a backend of it can serve
             assert (await admin.get(path)).json()["models_loaded"] == 0
 
+    async def test_the_health_of_every_target(self, plane: Plane, admin: httpx.AsyncClient) -> None:
+        await apply(admin, {"models": [{"id": "chat", "backends": [ECHO, ECHO | {"delay_ms": 1}, ECHO | {"delay_ms": 2}]}]})
+        _, failing, resting = (target.health for target in plane.control.relay.table.routes["chat"].targets)
+        now_s, wall_s = time.monotonic(), time.time()
+        for _ in range(5):
+            failing.failed("refused", now_s - 2, 0)
+        failing.probed(False, now_s - 1, 30, "503")
+        resting.probed(True, now_s - 100, 30)
+        resting.rest(now_s + 60, now_s, 0)
+        shown = [target["health"] for target in (await admin.get("/admin/backends")).json()["data"]]
+        assert shown[0] == {
+            "state": "closed", "since": None, "consecutive_failures": 0, "back_at": None, "last_failure": None, "probe": None,
+        }  # fmt: skip
+        assert (shown[1]["state"], shown[1]["consecutive_failures"], shown[1]["last_failure"]["reason"]) == ("open", 5, "refused")
+        assert (shown[1]["probe"]["state"], shown[1]["probe"]["reason"]) == ("dead", "503")
+        assert (shown[2]["state"], shown[2]["probe"]["state"], shown[2]["last_failure"]) == ("resting", "unknown", None)
+        for text, at_s in (
+            (shown[1]["since"], -2),
+            (shown[1]["last_failure"]["at"], -2),
+            (shown[1]["probe"]["since"], -1),
+            (shown[1]["back_at"], 29),
+            (shown[2]["since"], 0),
+            (shown[2]["back_at"], 60),
+        ):
+            assert datetime.fromisoformat(text).timestamp() - wall_s == pytest.approx(at_s, abs=0.5)
+
 
 class TestSecrets:
     async def test_in_and_never_out(self, admin: httpx.AsyncClient) -> None:

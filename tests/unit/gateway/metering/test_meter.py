@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 
 import orjson
@@ -39,6 +40,28 @@ def test_counts_are_handed_over_once() -> None:
         assert registry.get_sample_value("gateway_request_duration_seconds_bucket", of_model | {"le": "0.01"}) == 0
         assert registry.get_sample_value("gateway_request_duration_seconds_bucket", of_model | {"le": "0.02"}) == 2
         assert registry.get_sample_value("gateway_time_to_first_token_seconds_count", {"model": "m"}) == 2
+
+
+def test_the_health_of_targets() -> None:
+    registry = CollectorRegistry()
+    meter = Meter(make_metrics(registry))
+    state, up, of = "gateway_backend_state", "gateway_backend_probe_up", {"model": "m", "backend": "b"}
+    for name, value in (("closed", 0), ("half_open", 1), ("open", 2), ("resting", 3)):
+        meter.health("m", "b", name, None)
+        assert registry.get_sample_value(state, of) == value
+    assert registry.get_sample_value(up, of) is None  # nothing probes it: no series
+    for alive, shown in ((False, 0), (True, 1)):
+        meter.health("m", "b", "closed", alive)
+        assert registry.get_sample_value(up, of) == shown
+    meter.health("m", "b", "closed", None)  # the keeper is dead
+    value = registry.get_sample_value(up, of)
+    assert value is not None
+    assert math.isnan(value)
+    meter.forget_targets()
+    meter.health("m", "c", "closed", None)
+    assert registry.get_sample_value(state, of) is None
+    assert registry.get_sample_value(up, of) is None
+    assert registry.get_sample_value(state, {"model": "m", "backend": "c"}) == 0
 
 
 def test_one_line_per_request_and_none_with_a_key_or_prompt() -> None:
