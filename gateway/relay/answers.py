@@ -162,7 +162,10 @@ def ending_of(error: GatewayError) -> str:
 
 def header(headers: Headers, name: bytes) -> bytes:
     """The first value of a header, or empty."""
-    return next((value for key, value in headers if key == name), b"")
+    for key, value in headers:
+        if key == name:
+            return value
+    return b""
 
 
 def finishes(block: bytes) -> bool:

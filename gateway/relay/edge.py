@@ -17,7 +17,8 @@ import time
 import urllib.parse
 from collections import deque
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 import structlog
@@ -110,12 +111,11 @@ class Request:
 
 
 class Edge(HttpToolsProtocol):
-    """One client connection. `relay` is set on a subclass by `edge_class`."""
+    """One client connection."""
 
-    relay: Relay
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, relay: Relay, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.relay = relay
         self.deadline_s = 0.0  # when the running flow, or whatever else is under way, wants to be called: time.monotonic(), 0 = never
         self._queue: deque[Request] = deque()  # in order of arrival; the first is being answered
         self._newest: Request | None = None  # its body is being read
@@ -620,8 +620,8 @@ def _head_too_large() -> HeadersTooLarge:
 
 
 def edge_class(relay: Relay) -> type[Edge]:
-    """The protocol class for `uvicorn.Config(http=...)`, bound to one runtime."""
-    return type("BoundEdge", (Edge,), {"relay": relay})
+    """What makes the protocol of a connection, for `uvicorn.Config(http=...)`: it is only ever called."""
+    return cast("type[Edge]", partial(Edge, relay))
 
 
 async def tick(relay: Relay, connections: set[Edge]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.relay.tokenize import prompt_tokens
+from gateway.wire.body import positive
 from gateway.wire.multipart import Upload
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ def _own_limit(operation: Operation, route: Route, peek: Peek) -> int | None:
 def _choices(operation: Operation, peek: Peek) -> int:
     if operation.name != "completions":
         return peek.choices
-    best_of = peek.fields.get("best_of")
-    choices = max(peek.choices, best_of) if type(best_of) is int else peek.choices
+    fields = peek.fields
+    choices = max(peek.choices, positive(fields, "best_of")) if "best_of" in fields else peek.choices
     return choices * _prompts(peek.fields.get("prompt"))
 
 

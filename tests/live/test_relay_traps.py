@@ -636,9 +636,11 @@ async def test_bodies_that_are_refused(body: bytes, param: str | None) -> None:
 
 async def test_absurd_numbers_are_no_bug() -> None:
     async with scene(well_behaved(), limits=Limits()) as stage:
-        answer = await stage.chat(n=2**63, max_tokens=2**63)
-        assert answer.status == 200
-        assert (await stage.post({"model": "m", "prompt": ["x"] * 99, "best_of": 2**63}, "/v1/completions")).status == 200
+        assert (await stage.chat(n=128, max_tokens=2**63)).status == 200
+        assert (await stage.chat(n=129)).status == 400
+        assert (await stage.post({"model": "m", "prompt": ["x"] * 99, "best_of": 128}, "/v1/completions")).status == 200
+        assert (await stage.post({"model": "m", "prompt": "x", "best_of": 2**63}, "/v1/completions")).status == 400
+        assert (await stage.chat(messages=[{"role": "user", "content": "x"}] * 10_001)).status == 400
 
 
 async def test_unknown_models() -> None:
