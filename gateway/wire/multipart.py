@@ -28,6 +28,7 @@ _TYPE = b"multipart/form-data"
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=?-](?:[0-9A-Za-z'()+_,./:=? -]{0,68}[0-9A-Za-z'()+_,./:=?-])?")  # RFC 2046 5.1.1
 _PARAMETER = re.compile(rb';[ \t]*([!#$%&\'*+.^_`|~0-9A-Za-z-]+)=("[^"\\\r\n]*(?:\\[^\r\n][^"\\\r\n]*)*"|[^";\s]+)[ \t]*')
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_PLAIN = re.compile(rb"[0-9A-Za-z_.-]+")  # other characters of a token are quoted: an apostrophe is read as RFC 2231 by some
 _WHOLE = re.compile(r"[0-9]{1,15}")
 _FLAGS = {"true": True, "false": False, "1": True, "0": False}
 _NUMBERS = ACTED_ON - {"model", "stream", "stream_options"}
@@ -83,7 +84,7 @@ def boundary_of(content_type: bytes) -> bytes:
 def content_type(content_type: bytes) -> bytes:
     """The same content type in its plainest spelling."""
     boundary = boundary_of(content_type)
-    return _TYPE + b"; boundary=" + (boundary if _TOKEN.fullmatch(boundary) else b'"' + boundary + b'"')
+    return _TYPE + b"; boundary=" + (boundary if _PLAIN.fullmatch(boundary) else b'"' + boundary + b'"')
 
 
 def parts(body: bytes, boundary: bytes) -> list[Part]:

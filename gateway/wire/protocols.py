@@ -79,12 +79,24 @@ class InputProtocol(WireProtocol):
         return wire_usage.usage_of_input(value)
 
 
-class ResponsesProtocol(WireProtocol):
+class TypedProtocol(WireProtocol):
+    """Events that say in `type` what they are, and end with one of some type. The base of the rest."""
+
+    done = b""
+    has_done = False
+
+    def stream_error_of(self, data: bytes) -> bool:
+        value = _object(data)
+        return sse.is_error(data) if value is None else value.get("type") == "error" or bool(value.get("error"))
+
+    def tap(self, block: bytes, before: Usage | None = None) -> tuple[Usage | None, bool]:
+        return wire_usage.tap(block)[0] or before, False
+
+
+class ResponsesProtocol(TypedProtocol):
     """OpenAI's responses: typed events, numbered."""
 
     name = "responses"
-    done = b""
-    has_done = False
     terminal = re.compile(rb'(?<!\\)"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')
 
     def error_event(self, body: dict[str, Any], last: bytes = b"") -> bytes:
@@ -98,10 +110,8 @@ class ResponsesProtocol(WireProtocol):
     def stream_error_of(self, data: bytes) -> bool:
         """An `error` event; or a response that failed, unless by what the client sent."""
         value = _object(data)
-        if value is None:
-            return sse.is_error(data)
-        if value.get("type") != "response.failed":
-            return value.get("type") == "error" or bool(value.get("error"))
+        if value is None or value.get("type") != "response.failed":
+            return super().stream_error_of(data)
         code = _member(_member(value, "response"), "error").get("code")
         return not (type(code) is str and code.startswith(_CLIENTS_FAULT))
 
@@ -110,19 +120,14 @@ class ResponsesProtocol(WireProtocol):
         message = _member(_member(value, "response"), "error").get("message") or value.get("message")
         return message if type(message) is str else super().error_message(data)
 
-    def tap(self, block: bytes, before: Usage | None = None) -> tuple[Usage | None, bool]:
-        return wire_usage.tap(block)[0] or before, False
-
     def rename(self, alias: str) -> sse.ModelRename | None:
         return sse.ModelRename(alias, "response")
 
 
-class MessagesProtocol(WireProtocol):
+class MessagesProtocol(TypedProtocol):
     """Anthropic's messages."""
 
     name = "messages"
-    done = b""
-    has_done = False
     terminal = re.compile(rb'(?<!\\)"type"\s*:\s*"message_stop"')
 
     def error_event(self, body: dict[str, Any], last: bytes = b"") -> bytes:
@@ -135,7 +140,7 @@ class MessagesProtocol(WireProtocol):
             kind = _ANTHROPIC_CODES.get(error["code"], error["type"])
         else:
             kind = _ANTHROPIC_CODES.get(error["code"]) or _ANTHROPIC_TYPES.get(error["type"], "api_error")
-        return {**body, "type": "error", "error": {**error, "type": kind}}
+        return {"type": "error", **body, "error": {**error, "type": kind}}
 
     def tap(self, block: bytes, before: Usage | None = None) -> tuple[Usage | None, bool]:
         """The prompt's tokens come with the first event, the answer's with one of the last."""
@@ -151,12 +156,10 @@ class MessagesProtocol(WireProtocol):
         return sse.ModelRename(alias, "message")
 
 
-class RawProtocol(WireProtocol):
+class RawProtocol(TypedProtocol):
     """Audio and images. Usually no events at all; those of a `stream` end with a typed event."""
 
     name = "raw"
-    done = b""
-    has_done = False
     terminal = re.compile(
         rb'(?<!\\)"type"\s*:\s*"(?:transcript\.text\.done|speech\.audio\.done|image_(?:generation|edit)\.completed)"'
         rb"|(?:\A|[\r\n])data: ?\[DONE\]"
@@ -165,13 +168,6 @@ class RawProtocol(WireProtocol):
     def error_event(self, body: dict[str, Any], last: bytes = b"") -> bytes:
         """For a stream of events only: in other bytes nothing can be said, and the connection must be broken off."""
         return _typed("error", {"type": "error", **body})
-
-    def stream_error_of(self, data: bytes) -> bool:
-        value = _object(data)
-        return sse.is_error(data) if value is None else value.get("type") == "error" or bool(value.get("error"))
-
-    def tap(self, block: bytes, before: Usage | None = None) -> tuple[Usage | None, bool]:
-        return wire_usage.tap(block)[0] or before, False
 
     def rename(self, alias: str) -> sse.ModelRename | None:
         return None

@@ -67,6 +67,7 @@ def test_every_protocol_knows_its_own_error_event(protocol: WireProtocol) -> Non
         (RESPONSES, b"<html>", True),
         (RESPONSES, b"[DONE]", False),
         (MESSAGES, b'{"type":"error","error":{"type":"overloaded_error","message":"x"}}', True),
+        (MESSAGES, b'{"type":"error","error":{}}', True),
         (MESSAGES, b'{"type":"ping"}', False),
         (RAW, b'{"type":"transcript.text.delta","delta":"error"}', False),
         (RAW, b'{"error":"x"}', True),
