@@ -182,7 +182,7 @@ def _sort_quickly(lines: list[str]) -> Lines:
         if not line:
             continue
         request_id = line[_ID_AT : line.index('"', _ID_AT)]
-        if line.startswith(_END_MARK):
+        if line.startswith(_END_MARK) and line[-1] == "]":
             ends.append(line[_ID_AT - 1 : -1])
             ended.append(request_id)
             if begun.pop(request_id, None) is None:

@@ -131,6 +131,7 @@ def test_torn_lines_are_skipped(cut: int, tail: bytes) -> None:
 @given(st.integers(0, 2000), st.binary(max_size=20) | st.sampled_from((b"5\n", b"[]\n", b'["E"]\n', b'["X",1,2,3,4,5,6,7,8,9]\n')))
 def test_torn_lines_do_not_spoil_those_before_them(cut: int, tail: bytes) -> None:
     whole = b"".join(ledger._end_line(record(number, attempts=number), None) for number in (1, 2))
+    cut = len(whole) - cut if cut < 5 else cut  # the very end is where a torn line looks most like a whole one
     torn = whole[: cut % (len(whole) + 1)] + tail
     found = sort_lines(torn)
     rows = [fields for kind, fields in read_lines(torn) if kind == "E"]
