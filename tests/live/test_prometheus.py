@@ -12,9 +12,11 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,17 @@ models:
   - {{id: slow, backends: [{{type: echo, chunk_delay_ms: 50}}]}}
   - {{id: embed, backends: [{{type: echo}}]}}
   - {{id: broken, backends: [{{type: custom, baseURL: "http://127.0.0.1:{dead_port}/v1"}}]}}
+  - id: shaky
+    backends:
+      - {{type: custom, baseURL: "http://127.0.0.1:{dead_port}/v1"}}
+      - {{type: echo, priority: 1}}
+  - id: strict
+    retries: {{ratio: 0}}
+    backends:
+      - {{type: custom, baseURL: "http://127.0.0.1:{dead_port}/v1", model: one}}
+      - {{type: custom, baseURL: "http://127.0.0.1:{dead_port}/v1", model: two}}
+  - id: probed
+    backends: [{{type: custom, baseURL: "http://127.0.0.1:{live_port}/v1", probe: {{path: /health, intervalS: 0.5}}}}]
 """
 
 
@@ -127,9 +140,12 @@ class Traffic:
             assert self.send(200, "chat/completions", chat | {"stream": True}).endswith("data: [DONE]\n\n")
         self.send(200, "completions", {"model": "chat", "prompt": "one two"})
         self.send(200, "embeddings", {"model": "embed", "input": ["one", "two"]})
-        self.send(502, "chat/completions", chat | {"model": "broken"})
+        for _ in range(2):  # over all rounds enough for its breaker to open
+            self.send(502, "chat/completions", chat | {"model": "broken"})
+        self.send(200, "chat/completions", chat | {"model": "shaky"})
+        self.send(502, "chat/completions", chat | {"model": "strict"})
         self._leave_early(chat | {"model": "slow", "stream": True})
-        self.admitted += 16 + 4
+        self.admitted += 16 + 7
         self.send(404, "chat/completions", chat | {"model": "no-such-model"})
         self.send(400, "chat/completions", {"model": "chat"})
         self.send(401, "chat/completions", chat, "sk-gw-not-a-key")
@@ -148,13 +164,36 @@ class Traffic:
         assert statuses[-1] == 429
 
 
+class _Answers(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[int]:
+    """A server that a probe finds alive; its port."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, Prometheus]]:
     """A gateway that has seen everything, scraped while it did."""
     folder = tmp_path_factory.mktemp("watched")
     dead_port = free_port()
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(gateway(folder, CONFIG.format(weight=1, dead_port=dead_port)))
+        live_port = stack.enter_context(answering())
+        server = stack.enter_context(gateway(folder, CONFIG.format(weight=1, dead_port=dead_port, live_port=live_port)))
         scraper = stack.enter_context(prometheus(folder, server.port))
         traffic = Traffic(server)
         stack.callback(traffic.close)
@@ -162,7 +201,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway,
         traffic.round()
         scraper.wait_for(ended, traffic.admitted)
         first = float(scraper.query("max(gateway_revision)")[0]["value"][1])
-        server.cli("apply", "-f", str(server.write_config(CONFIG.format(weight=2, dead_port=dead_port))))
+        server.cli("apply", "-f", str(server.write_config(CONFIG.format(weight=2, dead_port=dead_port, live_port=live_port))))
         for _ in range(3):  # a rate needs two scrapes between which something happened
             traffic.round()
             scraper.wait_for(ended, traffic.admitted)
