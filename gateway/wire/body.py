@@ -33,6 +33,8 @@ _COMMON = ACTED_ON | frozenset(
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]', re.DOTALL)
 # \u0041 to \u007a spell ASCII letters and the underscore: no client escapes those, so a body with one gets the exact scan.
 _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
+_LONG_BYTES = 16_384
+_MOST_QUOTES = 256
 _EMPTY = re.compile(rb"\s*}")
 _VALUE_AFTER_KEY = re.compile(rb'\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*"|[^\s",{}\[\]]+)')
 
@@ -146,19 +148,35 @@ def _refuse_ambiguous(body: bytes, fields: dict[str, Any]) -> None:
 
 
 def _spelled_once(body: bytes, fields: dict[str, Any]) -> bool:
-    """Is it plain that no key of ours stands twice? Each look is one pass of a fast search, also over a prompt of many megabytes.
-
-    A search for one byte is ten times as fast as one for several, and one from the end stops at the key where the prompt comes first.
-    """
+    """Is it plain that no key of ours stands twice? Every look is a fast search, also over a prompt of many megabytes."""
     if b"\\" in body and _ESCAPED_LETTER.search(body) is not None:
         return False
-    for key in fields:
-        if key in ACTED_ON:
-            written = b'"' + key.encode() + b'"'
-            at = body.find(written)
-            if at < 0 or body.rfind(written) != at:
-                return False
+    written = [b'"' + key.encode() + b'"' for key in fields if key in ACTED_ON]
+    if len(body) > _LONG_BYTES:
+        once = _once_each(body, tuple(written))
+        if once is not None:
+            return once
+    for key in written:
+        at = body.rfind(key)  # from the end: four times as fast as forwards over a long text
+        if at < 0 or body.rfind(key, 0, at) >= 0:
+            return False
     return True
+
+
+def _once_each(body: bytes, written: tuple[bytes, ...]) -> bool | None:
+    """The same for a long body with few strings: from one quotation mark to the next, each a search for one byte, ten times as fast again.
+
+    None where there are too many. All keys are there at least once, so as many finds as keys are one each.
+    """
+    found = 0
+    at = body.find(b'"')
+    for _ in range(_MOST_QUOTES):
+        if at < 0:
+            return found == len(written)
+        if body.startswith(written, at):
+            found += 1
+        at = body.find(b'"', at + 1)
+    return None
 
 
 def _refuse_twins(body: bytes) -> None:
