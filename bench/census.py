@@ -1,7 +1,8 @@
 """What the processes of one tree hold at a moment: memory, descriptors, threads, connections, and what the probe in them sees.
 
-Memory is what a process costs and would lose if it leaked: PSS without the mapped segments of the ledger, which fill up and are
-replaced by design (16 MB each, pages of a file), and USS, the pages that are nobody else's. Linux only.
+Anonymous memory is where a leak shows: heaps and stacks. PSS and USS are read too, without the mapped segments of the ledger, which
+fill up and are replaced by design (16 MB each, pages of a file); both move when any other program on the machine maps or unmaps a
+library that ours use, so they tell what a process costs, not whether it grows. Linux only.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from bench.measure import PROC, Roles, role_of, tree
 
 PROBE = Path(__file__).parent / "probe"
 PROBE_LIMIT_S = 20.0
-ESTABLISHED, CLOSE_WAIT = "01", "08"
 LISTEN = "0A"
 
 
 @dataclass(slots=True)
 class Process:
-    """One process. Memory in bytes; `tasks` and `objects` None where no probe answers. Connections: established or half closed."""
+    """One process. `tasks` and `objects` None where no probe answers. `client_connections`: not from the tree's own processes."""
 
     pid: int
     role: str
+    anonymous_bytes: int = 0
     pss_bytes: int = 0
     uss_bytes: int = 0
     segment_bytes: int = 0
@@ -34,6 +35,7 @@ class Process:
     descriptors: int = 0
     sockets: int = 0
     threads: int = 0
+    client_ports: set[int] = field(default_factory=set)
     client_connections: int = 0
     upstream_connections: int = 0
     tasks: int | None = None
@@ -44,16 +46,19 @@ class Process:
 def census(root: int, roles: Roles, port: int, upstream_ports: set[int], probes: Path) -> list[Process]:
     """Every process of the tree. `port`: where clients connect to."""
     sockets = _sockets()
+    ours: set[int] = set()  # local ports of the tree's own connections to its server: the keeper reads its metrics
     found = []
     for stat in tree(root):
         process = Process(stat.pid, role_of(stat.pid, roles))
         try:
             _ask_probe(process, probes)
             _read_memory(process)
-            _read_descriptors(process, sockets, port, upstream_ports)
+            ours |= _read_descriptors(process, sockets, port, upstream_ports)
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended meanwhile
         found.append(process)
+    for process in found:
+        process.client_connections = len(process.client_ports - ours)
     return found
 
 
@@ -83,11 +88,15 @@ def _read_memory(process: Process) -> None:
             size = int(rest.split()[0]) * 1024
             process.segment_bytes += size if segment else 0
             process.pss_bytes += 0 if segment else size
+        elif name == "Anonymous:":
+            process.anonymous_bytes += int(rest.split()[0]) * 1024
         elif name in ("Private_Clean:", "Private_Dirty:") and not segment:
             process.uss_bytes += int(rest.split()[0]) * 1024
 
 
-def _read_descriptors(process: Process, sockets: dict[str, tuple[int, int, str]], port: int, upstream_ports: set[int]) -> None:
+def _read_descriptors(process: Process, sockets: dict[str, tuple[int, int, str]], port: int, upstream_ports: set[int]) -> set[int]:
+    """Returns the local ports of connections to `port`."""
+    outgoing: set[int] = set()
     folder = PROC / str(process.pid)
     process.threads = len(list((folder / "task").iterdir()))
     for entry in list((folder / "fd").iterdir()):
@@ -99,8 +108,12 @@ def _read_descriptors(process: Process, sockets: dict[str, tuple[int, int, str]]
         if target.startswith("socket:["):
             process.sockets += 1
             local, remote, state = sockets.get(target[8:-1], (0, 0, LISTEN))
-            process.client_connections += local == port and state != LISTEN
             process.upstream_connections += remote in upstream_ports
+            if remote == port:
+                outgoing.add(local)
+            elif local == port and state != LISTEN:
+                process.client_ports.add(remote)
+    return outgoing
 
 
 def _sockets() -> dict[str, tuple[int, int, str]]:

@@ -5,8 +5,8 @@
 
 Chat, streams, embeddings, upstream errors, broken streams, clients that hang up before and after the first byte, and refusals
 (`bench.mix`), by one key with every limit set. Every answer is checked. After the first 50,000, at three quarters on the way
-and at the end all clients leave, the keeper ships what is left, and the tree is read (`bench.census`). The soak fails if memory
-has grown by more than 5 % and more than 10 MB, if a descriptor, task, thread or connection is left over, if an answer was wrong,
+and at the end all clients leave, the keeper ships what is left, and the tree is read (`bench.census`). The soak fails if memory (heaps and
+stacks) has grown by more than 5 % and more than 10 MB, if a descriptor, task, thread or connection is left over, if an answer was wrong,
 if the books hold another number of rows than were admitted, or if the server does not stop in peace.
 
 Everything listens on 127.0.0.1. stdout has the tables, stderr the progress. Exit code 1 on failure. A million takes about 1.5 GB in
@@ -64,7 +64,7 @@ models:
       - {{type: custom, id: first, baseURL: "http://{good}/v1"}}
       - {{type: custom, id: second, baseURL: "http://{other}/v1"}}
 """
-COUNTED = ("descriptors", "threads", "tasks", "upstream_connections", "client_connections")
+COUNTED = ("segments", "descriptors", "threads", "tasks", "upstream_connections", "client_connections")
 
 
 @dataclass(slots=True)
@@ -159,13 +159,16 @@ class Soak:
     async def _tell(self) -> None:
         """A line every two seconds: how far, how fast, how long still."""
         lanes, all_of_it = self._lanes, self.outcome.requests
-        ended, at_s, speed = 0, time.monotonic(), 0.0
+        ended, at_s, speed, resting = 0, time.monotonic(), 0.0, False
         while True:
             await asyncio.sleep(PROGRESS_S)
             now_s = time.monotonic()
             fresh = (lanes.ended - ended) / (now_s - at_s)
             speed = fresh if not speed else 0.8 * speed + 0.2 * fresh if fresh else speed
             ended, at_s = lanes.ended, now_s
+            if resting and not fresh:
+                continue
+            resting = not fresh
             eta = f"about {(all_of_it - ended) / speed / 60:.1f} min left" if speed else "starting"
             doing = f"{speed:,.0f}/s, {eta}" if fresh else f"at rest, {eta}"
             self._say(f"{ended:,} of {all_of_it:,} ({100 * ended / all_of_it:.0f} %), {lanes.wrong.total()} wrong, {doing}")
@@ -187,7 +190,7 @@ class Soak:
             await asyncio.sleep(READING_PAUSE_S)
             reading = await asyncio.to_thread(self._reading, requests, books_s)
         out.readings.append(reading)
-        self._say(f"after {requests:,}: {reading.total('pss_bytes') / MEGABYTE:.1f} MB, {reading.total('descriptors')} descriptors")
+        self._say(f"after {requests:,}: {reading.total('anonymous_bytes') / MEGABYTE:.1f} MB, {reading.total('descriptors')} descriptors")
 
     def _await_books(self, expected: int) -> int:
         deadline_s = time.monotonic() + BOOKS_LIMIT_S
@@ -251,7 +254,7 @@ ROLE_NAMES = (SERVING, KEEPER, REST)
 
 def grown(first: Reading, last: Reading) -> list[str]:
     """Memory of the whole tree beyond the bound."""
-    before, after = first.total("pss_bytes"), last.total("pss_bytes")
+    before, after = first.total("anonymous_bytes"), last.total("anonymous_bytes")
     if after <= before * (1 + GROWTH) or after <= before + GROWTH_BYTES:
         return []
     return [f"memory grew from {before / MEGABYTE:.1f} to {after / MEGABYTE:.1f} MB"]
@@ -274,7 +277,8 @@ def show(outcome: Outcome, console: Console) -> None:
     table = Table(title="At rest")
     columns: tuple[tuple[str, Callable[[Reading], str]], ...] = (
         ("after requests", lambda r: f"{r.requests:,}"),
-        ("PSS MB: serving + keeper + supervisor", lambda r: " + ".join(_megabytes(r, role, "pss_bytes") for role in ROLE_NAMES)),
+        ("MB: serving + keeper + supervisor", lambda r: " + ".join(_megabytes(r, role, "anonymous_bytes") for role in ROLE_NAMES)),
+        ("anonymous MB", lambda r: f"{r.total('anonymous_bytes') / MEGABYTE:.1f}"),
         ("PSS MB", lambda r: f"{r.total('pss_bytes') / MEGABYTE:.1f}"),
         ("USS MB", lambda r: f"{r.total('uss_bytes') / MEGABYTE:.1f}"),
         ("mapped segments MB", lambda r: f"{r.total('segment_bytes') / MEGABYTE:.1f}"),
@@ -334,7 +338,7 @@ def main() -> None:
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         head = {"started_at": started.isoformat(timespec="seconds"), "machine": report.machine(), "passed": not soak.outcome.faults}
-        options.json.write_text(json.dumps(head | asdict(soak.outcome), indent=1) + "\n")
+        options.json.write_text(json.dumps(head | asdict(soak.outcome), indent=1, default=sorted) + "\n")
     raise SystemExit(1 if soak.outcome.faults else 0)
 
 
