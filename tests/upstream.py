@@ -68,7 +68,7 @@ class Wire:
             if self.writer.transport.is_closing():
                 raise ConnectionResetError
             self.writer.write(data[at : at + 1])
-            if at % 8 == 7:
+            if at % 32 == 31:
                 await asyncio.sleep(0)
         await self.writer.drain()
 

@@ -153,7 +153,8 @@ def _json(name: str, path: str, fields: dict[str, Any], good: Any, counts: tuple
 
 _EMBEDDING = {"object": "list", "model": "up", "data": [{"object": "embedding", "index": 0, "embedding": [0.5, -0.25]}]}
 _PICTURE = orjson.dumps({"created": 1, "data": []})
-_PICTURES = (*tuple(named("image_generation.partial_image", partial_image_index=n, b64_json="AAAA") for n in range(3)), named("image_generation.completed", b64_json="BBBB"))
+_PARTS = [named("image_generation.partial_image", partial_image_index=number, b64_json="AAAA") for number in range(3)]
+_PICTURES = (*_PARTS, named("image_generation.completed", b64_json="BBBB"))
 _HEARD = orjson.dumps({"text": "hello there"})
 _HEARING = (
     *(named("transcript.text.delta", delta=word) for word in ("one ", "two ", "three")),
