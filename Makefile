@@ -7,11 +7,12 @@ TORCH_INDEX ?=
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 CONSTRAINTS := -c constraints.txt
 BENCH_ARGS ?=
+SOAK_ARGS ?=
 # An editable install of this folder, with the extras of each target.
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test check fmt bench bench-peers bench-faults clean
+.PHONY: help install install-dev serve test check fmt bench bench-peers bench-soak bench-faults clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -60,11 +61,14 @@ bench: install-dev ## CPU, latency and memory beside the anchors (BENCH_ARGS="--
 	.venv/bin/python -m bench.run --json bench/results/latest.json $(BENCH_ARGS)
 
 bench-peers: install-dev ## the same with vllm-router, sglang-router and LiteLLM from the package index
-	.venv/bin/python -m bench.peers vllm-router sglang-router litellm
+	-.venv/bin/python -m bench.peers vllm-router sglang-router litellm
 	.venv/bin/python -m bench.run --systems anchor,gateway,anchor-again,vllm-router,sglang-router,litellm --json bench/results/peers.json $(BENCH_ARGS)
 
 bench-faults: install-dev ## every fault x every endpoint x stream or not, ten times in a row under load
 	.venv/bin/python -m tests.faults $(BENCH_ARGS)
+
+bench-soak: install-dev ## a million mixed requests: does anything leak? (SOAK_ARGS="--requests 50000")
+	.venv/bin/python -m bench.soak --json bench/results/soak.json $(SOAK_ARGS)
 
 clean: ## remove what was installed and built
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache

@@ -161,10 +161,11 @@ class Http1Exchange:
     async def _connect(self) -> None:
         pool, loop = self._pool, asyncio.get_running_loop()
         started_s = time.monotonic()
+        connection = Connection(pool)
         try:
             async with asyncio.timeout(self._call.connect_timeout_s or None):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(pool), pool.host, pool.port, ssl=pool.tls, server_hostname=pool.host if pool.tls else None
+                await loop.create_connection(
+                    lambda: connection, pool.host, pool.port, ssl=pool.tls, server_hostname=pool.host if pool.tls else None
                 )
         except TimeoutError:
             self._fail(ConnectTimedOut())
@@ -179,6 +180,9 @@ class Http1Exchange:
                 connection.drop()
             else:
                 self._send(connection, reused=False)
+        finally:
+            if self.connection is not connection:  # uvloop closes a connect that is cancelled late without a word to the protocol
+                pool.connections.discard(connection)
 
     def _fail(self, error: BackendError) -> None:
         self._connecting = None

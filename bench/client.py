@@ -71,7 +71,7 @@ class Answer:
 class Owner(Protocol):
     """Who drives a connection and is told what happened on it."""
 
-    def on_event(self, answer: Answer) -> None:
+    def on_event(self, connection: Connection, answer: Answer) -> None:
         """`answer` has grown by a whole event or more."""
 
     def on_answer(self, connection: Connection, answer: Answer, problem: str) -> None:
@@ -134,7 +134,7 @@ class Connection(asyncio.Protocol):
         if answer.feed(body):
             if not answer.first_s:
                 answer.first_s = perf_counter()
-            self._owner.on_event(answer)
+            self._owner.on_event(self, answer)
 
     def on_message_complete(self) -> None:
         answer = self.answer

@@ -159,7 +159,7 @@ class Driver:
         if answer.ask.mode != UNSTREAMED:
             score.streamed_chunks += answer.ask.chunks
 
-    def on_event(self, answer: Answer) -> None:
+    def on_event(self, connection: Connection, answer: Answer) -> None:
         return
 
     def on_answer(self, connection: Connection, answer: Answer, problem: str) -> None:
@@ -286,7 +286,7 @@ class Idle(Driver):
     def _await_event(self, number: int) -> None:
         self._awaited, self._missing, self._all_there = number, self.plan.connections, asyncio.Event()
 
-    def on_event(self, answer: Answer) -> None:
+    def on_event(self, connection: Connection, answer: Answer) -> None:
         if answer.events == self._awaited:
             self._missing -= 1
             if not self._missing:

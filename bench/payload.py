@@ -3,7 +3,7 @@
 Both processes build them here, so the driver knows every byte that must reach it. A request carries a
 marker in its first message, `[[RID MODE CHUNKS INTERVAL_US]]`, which survives routers that parse and
 re-write the JSON around it: RID is eight digits and comes back in the answer (an answer that belongs to
-somebody else is found out), MODE is one letter of `MODES`.
+somebody else is found out), MODE is one of the letters named below.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import re
 from dataclasses import dataclass
 
 UNSTREAMED, STREAMED, HELD = "u", "s", "h"
-MARKER = re.compile(rb"\[\[(\d{8}) ([ush]) (\d+) (\d+)\]\]")
+FAILED, RESET, BROKEN = "f", "r", "b"  # an error status, a connection reset before the answer, a stream that breaks off
+MARKER = re.compile(rb"\[\[(\d{8}) ([ushfrb]) (\d+) (\d+)\]\]")
 ANSWER_BYTES = 420
 CHUNK_BYTES = 176
 DONE = b"data: [DONE]\n\n"
@@ -20,7 +21,10 @@ DONE = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What one request asks of the mock upstream. `interval_us` 0 = one chunk per turn of the loop."""
+    """What one request asks of the mock upstream. `interval_us` 0 = one chunk per turn of the loop.
+
+    `chunks` of a FAILED answer is its status, of a BROKEN stream the number of the one that does not come.
+    """
 
     rid: int
     mode: str = UNSTREAMED
@@ -43,6 +47,28 @@ def request_body(ask: Ask, model: str, prompt_bytes: int = 0) -> bytes:
 def _filler(size_bytes: int) -> str:
     words = " the quick brown fox jumps over the lazy dog and back again"
     return (words * (size_bytes // len(words) + 1))[:size_bytes]
+
+
+def embedding_request(ask: Ask, model: str) -> bytes:
+    """The JSON body of an embeddings request."""
+    return f'{{"model":"{model}","input":["[[{ask.rid:08d} {ask.mode} {ask.chunks} {ask.interval_us}]] to be found"]}}'.encode()
+
+
+def embedding_body(rid: int) -> bytes:
+    """The answer to embeddings request `rid`."""
+    return _EMBEDDING % (rid, rid % 1000)
+
+
+def error_body(rid: int, status: int) -> bytes:
+    """A backend's own error, in the shape of OpenAI's."""
+    return _ERROR % (rid, status)
+
+
+_EMBEDDING = (
+    b'{"object":"list","data":[{"object":"embedding","index":0,"embedding":[%d.5,0.%03d,-0.25,0.125,0.0625,1.5,2.5,-3.5]}],'
+    b'"model":"bench","usage":{"prompt_tokens":9,"total_tokens":9}}'
+)
+_ERROR = b'{"error":{"message":"request %d gets status %d, as it asked","type":"server_error","param":null,"code":"as_asked"}}'
 
 
 def answer_body(rid: int) -> bytes:

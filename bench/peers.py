@@ -131,11 +131,14 @@ PEERS = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.peers", description="Install peers from the package index for comparison.")
     parser.add_argument("names", nargs="+", choices=sorted(PEERS))
+    failed = False
     for name in parser.parse_args().names:
         try:
             print(install(name))
-        except SystemFailed as error:
-            sys.exit(str(error))
+        except SystemFailed as error:  # the others can still be compared; the run then says that this one is missing
+            failed = True
+            print(f"{name} could not be installed: {error}", file=sys.stderr)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

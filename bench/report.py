@@ -144,7 +144,7 @@ def comparisons(trials: list[Trial], systems: list[str]) -> dict[str, dict[str, 
 
 
 def _cpu_metrics(trials: list[Trial]) -> list[Metric]:
-    measured = {trial.scenario for trial in trials}
+    measured = {trial.scenario for trial in trials if trial.values}
     return [metric for metric in METRICS if metric.value == "cpu_us" and metric.scenario in measured]
 
 
@@ -178,7 +178,7 @@ def comparison_table(trials: list[Trial], systems: list[str]) -> Table:
 
 def tables(trials: list[Trial], systems: list[str]) -> list[Table]:
     """The table of medians and ratios, and the table of how far single rounds lie apart."""
-    measured = {trial.scenario for trial in trials}
+    measured = {trial.scenario for trial in trials if trial.values}
     metrics = [metric for metric in METRICS if metric.scenario in measured]
     medians = Table(title=f"Medians, and in brackets the ratio to {BASE}")
     spread = Table(title=f"Ratio to {BASE} in single rounds, lowest to highest")

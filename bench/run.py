@@ -85,7 +85,10 @@ class Bench:
     def _trial(self, system: System, scenario: Scenario, number: int) -> str:
         """Take a trial, once more if it was void; returns what to tell the user."""
         for _ in range(ATTEMPTS):
-            trial = self._take_fresh(system, scenario, number) if scenario.fresh else take(system, scenario, self.upstream, number)
+            try:
+                trial = self._take_fresh(system, scenario, number) if scenario.fresh else take(system, scenario, self.upstream, number)
+            except (SystemFailed, OSError) as error:  # one system's fault must not end the others' run
+                trial = Trial(system.name, scenario.name, number, faults=[str(error)])
             if not trial.faults:
                 break
             self._say(f"    void: {trial.faults[0]}")

@@ -18,20 +18,25 @@ import re
 import resource
 import struct
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import cast
 
 import uvloop
 
 from bench.payload import (
+    BROKEN,
     DONE,
+    FAILED,
     HELD,
     MARKER,
+    RESET,
     STREAMED,
     UNSTREAMED,
     Ask,
     answer_body,
     chunk,
+    embedding_body,
+    error_body,
     usage_chunk,
 )
 
@@ -43,7 +48,7 @@ JSON_HEAD = (
     b"HTTP/1.1 %d %s\r\nserver: bench\r\ndate: Thu, 01 Jan 2026 00:00:00 GMT\r\n"
     b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"
 )
-REASONS = {200: b"OK", 400: b"Bad Request", 404: b"Not Found"}
+REASONS = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 429: b"Too Many Requests", 500: b"Internal Server Error"}
 GOLDEN = 0.6180339887  # multiples of it spread evenly: streams that start together do not beat together
 NAME_KNOBS = re.compile(r"stream-(\d+)-(\d+)(us|ms)$")
 
@@ -61,6 +66,11 @@ class Tally:
     chunks: int = 0
     others: int = 0
     refused: int = 0
+    embeddings: int = 0
+    failed: int = 0
+    resets: int = 0
+    broken: int = 0
+    answers_aborted: int = 0
 
 
 @dataclass(slots=True)
@@ -71,6 +81,12 @@ class Mock:
     default_chunks: int
     default_interval_us: int
     held: set[Stream]
+    connections: set[Connection] = field(default_factory=set)
+
+    def close_idle(self) -> None:
+        """Close every connection on which nothing has happened since the last call, as engines do after some seconds."""
+        for connection in list(self.connections):
+            connection.close_if_idle()
 
 
 def framed(data: bytes) -> bytes:
@@ -122,6 +138,10 @@ class Stream:
 
     def _write(self, before: bytes) -> None:
         index, ask = self._sent, self._ask
+        if ask.mode == BROKEN and index == ask.chunks - 1:
+            self._sent = ask.chunks
+            self._owner.break_off(ask.rid)
+            return
         self._sent = index + 1
         self._mock.tally.chunks += 1
         if self._sent < ask.chunks:
@@ -137,7 +157,7 @@ class Stream:
 class Connection(asyncio.Protocol):
     """One client connection: finds whole requests by hand and answers them."""
 
-    __slots__ = ("_buffer", "_close", "_mock", "_need_bytes", "_stream", "_transport", "paused")
+    __slots__ = ("_buffer", "_close", "_idle_at", "_later", "_mock", "_need_bytes", "_served", "_stream", "_transport", "paused")
     _transport: asyncio.Transport
 
     def __init__(self, mock: Mock) -> None:
@@ -146,15 +166,24 @@ class Connection(asyncio.Protocol):
         self._need_bytes = 0
         self._stream: Stream | None = None
         self._close = False
+        self._later: asyncio.TimerHandle | None = None
+        self._served = 0
+        self._idle_at = -1
         self.paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own class derives from nothing
         self._mock.tally.connections += 1
         self._mock.tally.open_connections += 1
+        self._mock.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._mock.tally.open_connections -= 1
+        self._mock.connections.discard(self)
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+            self._mock.tally.answers_aborted += 1
         if self._stream is not None:
             self._stream.stop()
             self._stream = None
@@ -179,9 +208,21 @@ class Connection(asyncio.Protocol):
                 return
             data = data[used_bytes:]
 
+    def close_if_idle(self) -> None:
+        if self._stream is None and self._later is None and not self._buffer and self._served == self._idle_at:
+            self._transport.close()
+        self._idle_at = self._served
+
+    def break_off(self, rid: int) -> None:
+        """End in the middle of a stream: every other time with a reset, else with a close."""
+        self._mock.tally.broken += 1
+        self._stream = None
+        self._transport.abort() if rid % 2 else self._transport.close()
+
     def answered(self) -> None:
         """The answer under way is complete."""
         self._stream = None
+        self._served += 1
         if self._close:
             self._transport.close()
 
@@ -213,8 +254,11 @@ class Connection(asyncio.Protocol):
         return stop
 
     def _answer(self, head: bytes, body: bytes) -> None:
-        if head.startswith(b"POST /v1/chat/completions"):
+        if head.startswith((b"POST /v1/chat/completions", b"POST /v1/embeddings")):
             found = MARKER.search(body)
+            if head.startswith(b"POST /v1/embeddings"):
+                self._embed(body, found)
+                return
             if found is None:
                 self._answer_unmarked(body)
                 return
@@ -226,7 +270,23 @@ class Connection(asyncio.Protocol):
         status, document = self._side_door(head, body)
         self._reply(status, json.dumps(document).encode())
 
+    def _embed(self, body: bytes, found: re.Match[bytes] | None) -> None:
+        self._mock.tally.embeddings += 1
+        self._reply(200, embedding_body(int(found[1])) if found else json.dumps(embeddings(json.loads(body))).encode())
+
+    def _fail(self, ask: Ask) -> None:
+        """Answer with the status that was asked for, or not at all."""
+        if ask.mode == RESET:
+            self._mock.tally.resets += 1
+            self._transport.abort()
+            return
+        self._mock.tally.failed += 1
+        self._reply(ask.chunks, error_body(ask.rid, ask.chunks))
+
     def _chat(self, ask: Ask) -> None:
+        if ask.mode in (FAILED, RESET):
+            self._fail(ask)
+            return
         if ask.mode != UNSTREAMED:
             self._stream = Stream(self._mock, self, self._transport, ask)
             self._stream.start()
@@ -234,7 +294,7 @@ class Connection(asyncio.Protocol):
         self._mock.tally.answers += 1
         if ask.interval_us:
             loop = asyncio.get_running_loop()
-            loop.call_later(ask.interval_us / 1e6, self._reply, 200, answer_body(ask.rid))
+            self._later = loop.call_later(ask.interval_us / 1e6, self._reply_late, answer_body(ask.rid))
         else:
             self._reply(200, answer_body(ask.rid))
 
@@ -269,7 +329,6 @@ class Connection(asyncio.Protocol):
             "GET /v1/models": lambda: {"object": "list", "data": [{"id": "bench", "object": "model", "owned_by": "bench"}]},
             "GET /get_model_info": lambda: {"model_path": "bench", "is_generation": True},
             "GET /get_server_info": lambda: {"model_id": "bench", "served_model_name": "bench"},
-            "POST /v1/embeddings": lambda: embeddings(json.loads(body)),
             "POST /release": self._release,
         }
         door = doors.get(route)
@@ -281,6 +340,10 @@ class Connection(asyncio.Protocol):
         for stream in held:
             stream.step()
         return {"released": len(held)}
+
+    def _reply_late(self, body: bytes) -> None:
+        self._later = None
+        self._reply(200, body)
 
     def _reply(self, status: int, body: bytes) -> None:
         self._transport.write(JSON_HEAD % (status, REASONS[status], len(body)) + body)
@@ -315,16 +378,21 @@ def embeddings(request: dict[str, object]) -> dict[str, object]:
     return {"object": "list", "model": "bench", "data": data, "usage": usage}
 
 
-async def serve(host: str, port: int, mock: Mock) -> None:
-    """Serve until cancelled."""
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(mock), host, port, backlog=4096)
-    await server.serve_forever()
+async def serve(host: str, ports: list[int], mock: Mock, idle_close_s: float) -> None:
+    """Serve until cancelled. Connections that idle for one to two times `idle_close_s` are closed; 0 = never."""
+    loop = asyncio.get_running_loop()
+    servers = [await loop.create_server(lambda: Connection(mock), host, port, backlog=4096) for port in ports]
+    while servers:
+        await asyncio.sleep(idle_close_s or 3600)
+        if idle_close_s:
+            mock.close_idle()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.upstream", description="A cheap OpenAI-shaped upstream that counts.")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", type=int, required=True, action="append", help="may be given several times")
+    parser.add_argument("--idle-close-s", type=float, default=0.0, help="close idle connections after this to twice this; 0 = never")
     parser.add_argument("--chunks", type=int, default=20, help="chunks of a stream whose request names none")
     parser.add_argument("--interval-us", type=int, default=0, help="and the time between them; 0 = as fast as it goes")
     options = parser.parse_args()
@@ -332,7 +400,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     mock = Mock(Tally(), options.chunks, options.interval_us, set())
     try:
-        uvloop.run(serve(options.host, options.port, mock))
+        uvloop.run(serve(options.host, options.port, mock, options.idle_close_s))
     except KeyboardInterrupt:
         pass
 

@@ -65,8 +65,10 @@ class Wire:
     async def bytewise(self, data: bytes) -> None:
         """Every byte on its own, as far as the kernel does not join them again."""
         for at in range(len(data)):
+            if self.writer.transport.is_closing():
+                raise ConnectionResetError
             self.writer.write(data[at : at + 1])
-            if at % 8 == 7:
+            if at % 32 == 31:
                 await asyncio.sleep(0)
         await self.writer.drain()
 

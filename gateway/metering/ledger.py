@@ -228,7 +228,9 @@ def read_lines(data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def interrupted(begun: str) -> list[Any]:
-    """The row, in the order of FIELDS, of a request whose process died before its END. `begun`: its BEGIN line."""
-    record = UsageRecord(*orjson.loads(begun)[1 : 1 + _BEGIN_FIELDS])
-    record.ending = "interrupted"
-    return [getattr(record, name) for name in FIELDS]
+    """The row, in the order of FIELDS, of a request whose process died before its END. `begun`: its BEGIN line; [] if that is torn."""
+    for _, fields in read_lines(begun.encode()):
+        record = UsageRecord(**fields)
+        record.ending = "interrupted"
+        return [getattr(record, name) for name in FIELDS]
+    return []

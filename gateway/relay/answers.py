@@ -12,6 +12,7 @@ import orjson
 
 from gateway.errors import GatewayError, InternalError, RateLimited, Unavailable, UpstreamBusy, UpstreamFailed, UpstreamTimeout
 from gateway.wire import heads, sse
+from gateway.wire.usage import tail_value
 
 if TYPE_CHECKING:
     from backends.base import Headers
@@ -64,7 +65,7 @@ def _take_success(flow: Flow, attempt: Attempt, body: bytes) -> None:
     else:
         stripped = body.strip()
         fine = stripped[:1] == b"{" and stripped[-1:] == b"}"
-        value = _tail_value(stripped) if fine else None
+        value = tail_value(stripped) if fine else None
     if not fine:
         flow.failed(UpstreamFailed(f"The backend {flow.backend_name} answered with something that is not JSON."), "garbage")
         return
@@ -87,22 +88,7 @@ def raw_lines(headers: Headers) -> bytes:
 
 def raw_usage(flow: Flow, tail: bytes) -> Usage | None:
     """The usage at the end of a JSON body of which only the end was kept."""
-    return flow.request.operation.protocol.usage_of(_tail_value(tail.strip()))
-
-
-def _tail_value(body: bytes) -> dict[str, Any] | None:
-    """The usage of a very large answer (embeddings), without parsing its megabytes of numbers."""
-    at = body.rfind(b'"usage"')
-    start = body.find(b"{", at) if at >= 0 else -1
-    end = body.find(b"}", start) if start >= 0 else -1
-    if end < 0:
-        return None
-    for stop in (end, body.find(b"}", end + 1)):
-        try:
-            return {"usage": orjson.loads(body[start : stop + 1])}
-        except orjson.JSONDecodeError:
-            continue
-    return None
+    return flow.request.operation.protocol.usage_of(tail_value(tail.strip()))
 
 
 def _error_body(flow: Flow, status: int, body: bytes) -> bytes:

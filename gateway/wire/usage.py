@@ -10,6 +10,7 @@ import orjson
 
 from gateway.wire import sse
 
+_USAGE_BYTES = 4096  # no usage object is larger
 MAX_TOKENS = 10**9  # a count above this is a fault of the backend, and its price would not fit into the store
 
 
@@ -150,33 +151,14 @@ def without_usage_events(block: bytes) -> bytes:
     return b"".join(kept)
 
 
-class Tail:
-    """The end of an answer that is not kept: a JSON answer of megabytes (pictures) has its usage there."""
-
-    __slots__ = ("_kept",)
-    KEPT_BYTES = 8192
-
-    def __init__(self) -> None:
-        self._kept = b""
-
-    def feed(self, data: bytes) -> None:
-        """The next piece of the answer."""
-        kept = data if len(data) >= self.KEPT_BYTES else self._kept + data
-        self._kept = kept[-self.KEPT_BYTES :]
-
-    def value(self) -> dict[str, Any] | None:
-        """`{"usage": {...}}` as the answer ends with it, for `usage_of` and its like."""
-        return tail_value(self._kept)
-
-
 def tail_value(end: bytes) -> dict[str, Any] | None:
-    """`{"usage": {...}}` out of the last bytes of a JSON answer, the rest of which is not parsed."""
+    """`{"usage": {...}}` out of a JSON answer of which only the end is here, or the rest is too large to be parsed (numbers, pictures)."""
     at = end.rfind(b'"usage"')
     start = end.find(b"{", at) if at >= 0 else -1
     if start < 0 or end[at + 7 : start].strip() != b":":
         return None
     try:
-        value, _ = json.JSONDecoder().raw_decode(end[start:].decode("utf-8", "replace"))
+        value, _ = json.JSONDecoder().raw_decode(end[start : start + _USAGE_BYTES].decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
     return {"usage": value}

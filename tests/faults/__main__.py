@@ -39,10 +39,11 @@ async def _run(count: int, clients: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The fault matrix, several times in a row, under load.")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--clients", type=int, default=30, help="well-behaved clients beside it, one request each 10 ms")
+    parser.add_argument("--clients", type=int, default=12, help="well-behaved clients beside it, at most one request each 10 ms")
     arguments = parser.parse_args()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         sys.exit(1 if runner.run(_run(arguments.rounds, arguments.clients)) else 0)
 
 
-main()
+if __name__ == "__main__":
+    main()

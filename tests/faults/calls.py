@@ -22,6 +22,7 @@ _BOUNDARY = "b-7f3a"
 @dataclass(frozen=True, slots=True)
 class Call:
     """One endpoint, streamed or not. `kind`: "whole" (JSON, committed at its end), "stream" (SSE), "raw" (committed at its first byte).
+    `upload`: the request is a form with a file under this name.
 
     `frames` are the events of the good stream, without [DONE]; `good` is the good answer that is not streamed, of type `content_type`.
     `counts`: the answer's usage is 7 and 3 tokens (0 where the endpoint has no completion).
@@ -35,16 +36,19 @@ class Call:
     frames: tuple[bytes, ...] = ()
     protocol: str = "openai"
     content_type: str = JSON
-    multipart: bool = False
+    upload: str = ""
     counts: tuple[int, int] | None = None
 
     def request(self, model: str) -> tuple[str, bytes]:
         """Content type and body."""
         fields = {"model": model, **self.fields} | ({"stream": True} if self.kind == "stream" else {})
-        if not self.multipart:
+        if not self.upload:
             return JSON, orjson.dumps(fields)
-        parts = [_part(f'name="{name}"', str(value).encode()) for name, value in fields.items()]
-        parts.append(_part('name="file"; filename="a.wav"', b"RIFF\x00\x01\r\n\r\n--b-7f3\r\n\xff" * 20, "audio/wav"))
+        parts = [
+            _part(f'name="{name}"', (value if type(value) is str else orjson.dumps(value).decode()).encode())
+            for name, value in fields.items()
+        ]
+        parts.append(_part(f'name="{self.upload}"; filename="a.wav"', b"RIFF\x00\x01\r\n\r\n--b-7f3\r\n\xff" * 20, "audio/wav"))
         return f"multipart/form-data; boundary={_BOUNDARY}", b"".join(parts) + f"--{_BOUNDARY}--\r\n".encode()
 
     @property
@@ -148,6 +152,14 @@ def _json(name: str, path: str, fields: dict[str, Any], good: Any, counts: tuple
 
 
 _EMBEDDING = {"object": "list", "model": "up", "data": [{"object": "embedding", "index": 0, "embedding": [0.5, -0.25]}]}
+_PICTURE = orjson.dumps({"created": 1, "data": []})
+_PARTS = [named("image_generation.partial_image", partial_image_index=number, b64_json="AAAA") for number in range(3)]
+_PICTURES = (*_PARTS, named("image_generation.completed", b64_json="BBBB"))
+_HEARD = orjson.dumps({"text": "hello there"})
+_HEARING = (
+    *(named("transcript.text.delta", delta=word) for word in ("one ", "two ", "three")),
+    named("transcript.text.done", text="one two three"),
+)
 _WAV = bytes(range(256)) * 64
 
 ALL = (
@@ -161,10 +173,13 @@ ALL = (
     _json("rerank", "/v1/rerank", {"query": "a", "documents": ["a", "b"]}, {"results": [{"index": 0, "relevance_score": 0.5}]}),
     _json("moderations", "/v1/moderations", {"input": "hi"}, {"id": "modr-1", "model": "up", "results": [{"flagged": False}]}),
     Call("images", "/v1/images/generations", {"prompt": "a cat"}, "raw", orjson.dumps({"created": 1, "data": [{"b64_json": "A" * 9000}]})),
-    Call("image-edits", "/v1/images/edits", {"prompt": "a cat"}, "raw", orjson.dumps({"created": 1, "data": []}), multipart=True),
+    Call("images-stream", "/v1/images/generations", {"prompt": "a cat"}, "stream", _PICTURE, _PICTURES, "raw"),
+    Call("image-edits", "/v1/images/edits", {"prompt": "a cat"}, "raw", _PICTURE, upload="image"),
+    Call("image-variations", "/v1/images/variations", {"size": "64x64"}, "raw", _PICTURE, upload="image"),
     Call("speech", "/v1/audio/speech", {"input": "hi", "voice": "x"}, "raw", _WAV, content_type="audio/wav"),
-    Call("transcriptions", "/v1/audio/transcriptions", {"language": "en"}, "raw", orjson.dumps({"text": "hello"}), multipart=True),
-    Call("translations", "/v1/audio/translations", {}, "raw", orjson.dumps({"text": "hello"}), multipart=True),
+    Call("transcriptions", "/v1/audio/transcriptions", {"language": "en"}, "raw", _HEARD, upload="file"),
+    Call("transcriptions-stream", "/v1/audio/transcriptions", {"language": "en"}, "stream", _HEARD, _HEARING, "raw", upload="file"),
+    Call("translations", "/v1/audio/translations", {}, "raw", _HEARD, upload="file"),
 )
 
 CALLS: dict[str, Call] = {call.name: call for call in ALL if call.path.encode() in ROUTES}

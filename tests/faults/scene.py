@@ -12,6 +12,7 @@ import orjson
 
 from auth.principal import Budget, Limits
 from backends.custom import CustomBackend
+from backends.local import LocalBackend
 from gateway.limits.local import LocalLimiter
 from gateway.metering.record import UsageRecord
 from gateway.routing.table import Target, Timeouts
@@ -109,27 +110,28 @@ class Scene:
 
 @asynccontextmanager
 async def scene(
-    *scripts: Script | str,
+    *scripts: Script | str | LocalBackend | CustomBackend,
     timeouts: Timeouts = Timeouts(2, 5, 5, 30),  # noqa: B008  # frozen
     limits: Limits = LIMITS,
     model: str = "up",
     fields: dict[str, Any] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Scene]:
-    """A route `m` over one backend per script (a string is a base URL where nobody listens). `fields` are members of the route."""
+    """A route `m` over one backend per script, base URL or ready-made backend. `fields` are members of the route."""
     async with AsyncExitStack() as stack:
         ups, targets, pools = [], [], []
         for number, script in enumerate(scripts, 1):
-            if isinstance(script, str):
-                url = script
+            where: str | LocalBackend | CustomBackend
+            if isinstance(script, str | LocalBackend | CustomBackend):
+                where = script
             else:
                 up = await stack.enter_async_context(Upstream(script))
                 ups.append(up)
-                url = up.url
-            found = target(url, id=f"b{number}", model=model)
-            assert isinstance(found.backend, CustomBackend)
+                where = up.url
+            found = target(where, id=f"b{number}", model=model)
             targets.append(found)
-            pools.append(found.backend)
+            if isinstance(found.backend, CustomBackend):
+                pools.append(found.backend)
         made = replace(route(targets, timeouts=timeouts, **(fields or {})), policy=InOrder())
         server = await stack.enter_async_context(relay_server(made, **settings))
         stage = Scene(server, ups, server.keys.issue(limits), pools)

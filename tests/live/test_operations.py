@@ -29,6 +29,7 @@ pytestmark = pytest.mark.skipif(not merged, reason="the edge does not take these
 WAV = b"RIFF\x24\x00\x00\x00WAVEfmt \r\n--not-a-boundary\r\n" + bytes(range(256)) * 40
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(255, -1, -1)) * 8
 USAGE = {"input_tokens": 11, "output_tokens": 5, "total_tokens": 16}
+DETAILS = {"input_tokens_details": {"text_tokens": 11}, "output_tokens_details": {"image_tokens": 5}}
 OUR_ERROR = {"message", "type", "param", "code"}
 
 

@@ -31,6 +31,7 @@ from tests.wire.authority import HOST, Authority
 from tests.wire.tls_parts import TlsGateway, TlsUpstream
 
 GONE_S = 0.1
+DRAIN_S = 3.0
 ROUTES = ("good", "expired", "otherhost", "stranger", "plain", "mute")
 BODY = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -98,6 +99,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         "GATEWAY_TLS_KEY_FILE": str(key),
         "GATEWAY_UPSTREAM_CA_FILE": str(authority.file),
         "GATEWAY_MAX_BODY_MB": "8",
+        "GATEWAY_DRAIN_S": str(DRAIN_S),
     }
     made = TlsGateway(folder / "home", json.dumps({"models": models}), environment, context=authority.client_context())
     try:
@@ -558,18 +560,25 @@ async def test_changed_files_are_taken_up_and_standing_connections_go_on(stage: 
     assert stage.gateway.log().count("cannot be used") == 1
 
 
-async def test_a_stop_lets_a_stream_finish(stage: Stage) -> None:
+async def test_a_stop_lets_streams_finish_and_tells_those_that_cannot(stage: Stage) -> None:
     """Last of this file: it ends the gateway."""
-    async with stage.upstream("good", well_behaved(words=15, delay_s=0.1)):
-        client, idle = await stage.gateway.connect(), await stage.gateway.connect()
-        client.send(stage.request(stream=True))
-        _, headers = await client.head()
+
+    async def script(wire: Wire, seen: Seen) -> None:
+        await well_behaved(words=seen.json["words"], delay_s=0.1)(wire, seen)
+
+    async with stage.upstream("good", script):
+        short, long, idle = [await stage.gateway.connect() for _ in range(3)]
+        heads = []
+        for client, words in ((short, 15), (long, 200)):
+            client.send(stage.request(stream=True, words=words))
+            heads.append((await client.head())[1])
+        stopped_s = time.monotonic()
         stopping = asyncio.create_task(asyncio.to_thread(stage.gateway.stop, signal.SIGTERM))
-        body = await rest(client)
-        assert body.endswith(b"data: [DONE]\n\n")
+        assert (await rest(short)).endswith(b"data: [DONE]\n\n")
         assert await idle.rest() == b""
+        last = (await rest(long)).rstrip().rpartition(b"data: ")[2]
+        assert orjson.loads(last)["error"]["code"] == "shutting_down"
         assert await stopping == 0
-        client.close()
-        idle.close()
-    assert await stage.ending(headers["x-request-id"]) == "success"
+        assert DRAIN_S - 0.2 < time.monotonic() - stopped_s < DRAIN_S + 4
+    assert [await stage.ending(head["x-request-id"]) for head in heads] == ["success", "shutdown"]
     assert "Traceback" not in stage.gateway.log()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+
+import pytest
+import uvloop
 
 from backends.base import Call
 from backends.custom import CustomBackend
@@ -105,16 +109,25 @@ async def test_what_is_pooled_and_what_is_not() -> None:
     assert not await after(OK + OK)
 
 
-async def test_aborting_while_connecting_leaves_nothing() -> None:
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_aborting_while_connecting_leaves_nothing(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """uvloop closes the transport of a cancelled connect without a word to the protocol."""
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(_abort_while_connecting())
+
+
+async def _abort_while_connecting() -> None:
     async with Upstream() as up:
         pool = CustomBackend(up.url)
-        for turns in range(6):
+        told_before: list[tuple[Told, str | None]] = []
+        for turns in range(12):
             exchange, told = pool.open(), Told()
             exchange.start(CALL, told)
             for _ in range(turns):
                 await asyncio.sleep(0)
+            told_before.append((told, told.ending))
             exchange.abort()
         for _ in range(50):
             await asyncio.sleep(0.001)
-        assert not pool.connections
-        assert told.ending is None
+        assert pool.connections == set(pool.idle)
+        assert all(told.ending == ending for told, ending in told_before)

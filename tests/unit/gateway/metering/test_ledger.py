@@ -43,6 +43,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert list(found.begun) == ["req-2"]
     lost = dict(zip(FIELDS, interrupted(found.begun["req-2"]), strict=True))
     assert lost == asdict(record(2)) | {"ending": "interrupted", "status": 499}
+    assert interrupted(found.begun["req-2"][:-3]) == []
     writer.close()
 
 

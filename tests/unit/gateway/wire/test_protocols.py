@@ -9,7 +9,7 @@ from gateway.errors import Forbidden, GatewayError, InvalidRequest, ModelNotFoun
 from gateway.errors import UpstreamTimeout as TimedOut
 from gateway.wire import sse
 from gateway.wire.protocols import INPUT, MESSAGES, OPENAI, RAW, RESPONSES, WireProtocol
-from gateway.wire.usage import Tail, Usage, tail_value
+from gateway.wire.usage import Usage, tail_value
 
 FAILED = UpstreamFailed("The backend b1 broke off its answer.")
 
@@ -147,14 +147,16 @@ def test_usage_of_the_rest() -> None:
 
 
 def test_the_usage_at_the_end_of_megabytes() -> None:
-    usage = {"input_tokens": 4, "output_tokens": 9, "input_tokens_details": {"text_tokens": 4}}
+    usage = {
+        "input_tokens": 4,
+        "input_tokens_details": {"text_tokens": 4},
+        "output_tokens": 9,
+        "output_tokens_details": {"image_tokens": 9},
+    }
     body = orjson.dumps({"data": [{"b64_json": "A" * 50_000}], "usage": usage, "quality": "high"})
-    for step in (1000, 8192, 60_000):
-        tail = Tail()
-        for at in range(0, len(body), step):
-            tail.feed(body[at : at + step])
-        assert tail.value() == {"usage": usage}
-        assert RAW.usage_of(tail.value()) == Usage(4, 9)
+    for end in (body, body[-8192:]):
+        assert tail_value(end) == {"usage": usage}
+        assert RAW.usage_of(tail_value(end)) == Usage(4, 9)
     for end in (
         b"",
         b'"usage"',
