@@ -127,12 +127,9 @@ def _message_of(value: Any) -> str | None:
     return next((text for text in candidates if isinstance(text, str) and text), None)
 
 
-def stream_error(data: bytes) -> GatewayError:
+def stream_error(flow: Flow, data: bytes) -> GatewayError:
     """An error event before the commit point: the backend failed, in its own words where it has some."""
-    try:
-        message = _message_of(orjson.loads(data))
-    except orjson.JSONDecodeError:
-        message = None
+    message = flow.request.operation.protocol.error_message(data)
     return UpstreamFailed(message or "The backend answered with something that is not an event stream.")
 
 

@@ -218,7 +218,7 @@ class Attempt:
         if data is None:
             return False
         if stream.is_error(data):
-            self._break_off(answers.stream_error(data), "error_event")
+            self._break_off(answers.stream_error(self.flow, data), "error_event")
             return False
         self.committed = True
         self.flow.commit(200, heads.SSE)

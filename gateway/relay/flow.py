@@ -447,19 +447,28 @@ class Flow:
 
     def _may_go_on(self) -> bool:
         """Is there another target, and are retries no flood yet?"""
-        route, tries = self._serving, self._tries
-        another = self._target + 1 < len(self._targets) and tries < route.max_attempts
-        if not another and route.fallback is None:
+        route, now_s = self._serving, time.monotonic()
+        following = self._following(now_s) if self._tries < route.max_attempts else 0
+        if not following and route.fallback is None:
             return False
-        if not self._route.retries.withdraw(time.monotonic()):
+        if not self._route.retries.withdraw(now_s):
             self.relay.meter.retry_denied(self._route.id)
             return False
-        if another:
-            self._target += 1
+        if following:
+            self._target = following
         elif not self._fall_back():
             return False
         self.relay.meter.retry(self._route.id)
         return True
+
+    def _following(self, now_s: float) -> int:
+        """The place of the next target that may be tried; 0: there is none. What was healthy when the order was made may not be now."""
+        targets = self._targets
+        for place in range(self._target + 1, len(targets)):
+            health = targets[place].health
+            if not health.marked or health.available(now_s):
+                return place
+        return 0
 
     def failed_stale(self, failure: GatewayError) -> None:
         """A kept connection died as it was used, before any byte of an answer: the same target once more, with nothing lost by it."""
@@ -493,7 +502,7 @@ class Flow:
         if attempt is not None and attempt.target is not None:
             now_s = time.monotonic()
             attempt.target.health.rest(now_s + (REST_S if retry_after_s is None else retry_after_s), now_s, self._trial)
-        more = self._target + 1 < len(self._targets) and self._tries < self._serving.max_attempts
+        more = self._tries < self._serving.max_attempts and self._following(time.monotonic()) > 0
         return more or (self._serving.fallback is not None and self._fallbacks < _MOST_FALLBACKS)
 
     def rest(self, retry_after_s: float) -> None:
@@ -535,6 +544,10 @@ class Flow:
         self._status = status
         if self.streams:
             record.ttft_ms = (time.perf_counter() - self._started) * 1000
+        target = self.attempt.target if self.attempt is not None else None
+        if self._trial and target is not None:  # a half-open target has proven itself: others need not wait for the end of this stream
+            target.health.succeeded(time.monotonic(), self._trial)
+            self._trial = 0
         self._body = b""
         self._peek = None
         self.edge.drop_body(self.request)
@@ -695,6 +708,7 @@ class Flow:
         relay.meter.refusal(request.operation.name, error.code)
         relay.log.refused(time.time(), request.id, request.operation.name, error.status, error.code, reason or error.code, key_id)
         lines, body = self._error_answer(error)
+        self._let_go()
         self.edge.write_answer(request, error.status, lines + (error.headers or self._limit_headers()), body)
 
     def _error_answer(self, error: GatewayError) -> tuple[bytes, bytes]:
@@ -737,6 +751,13 @@ class Flow:
         self._leave_slot()
         if self._shadow_body and ending == "success":
             shadow(relay, self._route, self.request.operation, self.request.content_type, self._shadow_body, record)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Leave no circle behind, least of all one that holds a body: memory must not wait for the collector."""
+        self.attempt = None
+        self._peek = None
+        self._body = self._shadow_body = b""
 
     def _count(self, record: UsageRecord) -> None:
         """The backend's own number when there is one; else what was asked and relayed, as far as anything was."""
