@@ -92,7 +92,8 @@ class EventStream:
         rest = self._framer.held
         if not rest or self.done:
             return b""
-        rest = rest.rstrip(b"\r\n") + b"\n\n"
+        if not rest.endswith(b"\r\r"):  # a whole event: it was held because a line feed might have followed
+            rest = rest.rstrip(b"\r\n") + b"\n\n"
         data = sse.data_of(rest)
         if data is None or not (data.strip() == b"[DONE]" or answers.is_json(data)):
             return b""

@@ -272,10 +272,7 @@ DIALECTS = {
 }
 
 
-LAST_CR = pytest.mark.xfail(strict=True, reason="a bare CR CR at the very end of a stream is passed on as LF LF")
-
-
-@pytest.mark.parametrize("dialect", [pytest.param(name, marks=LAST_CR) if name == "cr" else name for name in DIALECTS])
+@pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("size", [1, 50, 10_000])
 async def test_32_every_way_to_write_events(dialect: str, size: int) -> None:
     sent = DIALECTS[dialect]
