@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _FIRST_BACKOFF_S, _LAST_BACKOFF_S = 0.1, 5.0
 _HEALTHY_S = 10.0
 _KEEPER_STOP_S = 15.0
+# glibc gives memory back to the system after every large body and takes it again, page by page, for the next: a quarter of the CPU of a
+# 300 KB prompt. Up to 32 MB at the top of the heap are kept instead. An operator's own values win; other allocators do not look.
+_ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(32 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
 
 
 def serve(
@@ -186,7 +189,7 @@ class Supervisor:
         return 0
 
     def _environment(self) -> dict[str, str]:
-        environment = dict(os.environ)
+        environment = _ALLOCATOR | os.environ
         if len(self._sockets) > 1:
             folder = self._settings.run_dir / "metrics"
             shutil.rmtree(folder, ignore_errors=True)
