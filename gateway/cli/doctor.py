@@ -18,6 +18,7 @@ import typer
 from gateway.cli.context import require_current
 from gateway.cli.options import Json
 from gateway.cli.output import show, show_json
+from gateway.cli.tls import ServerTls, check_upstream_ca
 from gateway.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def _examine() -> Iterator[Finding]:
         ("home", _home),
         ("secret key", _secret_key),
         ("database", _store),
+        ("tls", _tls),
         ("port", _port),
         ("disk", _disk),
         ("descriptors", _descriptors),
@@ -164,6 +166,12 @@ async def _sealed(db: Database, settings: Settings) -> list[Finding]:
     except StoreFault as fault:
         return [Finding("secrets", False, str(fault), "Set the GATEWAY_SECRET_KEY that they were stored with, or store them anew.")]
     return [Finding("secrets", True, "every stored secret can be opened")]
+
+
+def _tls(settings: Settings) -> Iterator[Finding]:
+    if ServerTls.of(settings) is not None:
+        yield Finding("tls", True, f"{settings.tls_cert_file} and its key can be used")
+    check_upstream_ca(settings.upstream_ca_file)
 
 
 def _port(settings: Settings) -> Iterator[Finding]:

@@ -515,6 +515,7 @@ def test_the_control_plane_knows_that_it_is_safe(stage: Stage) -> None:
     stage.gateway.environment["PORT"] = str(stage.gateway.port)
     said = stage.gateway.cli("doctor")
     assert "the gateway answers" in said
+    assert "gateway.crt and its key can be used" in said
 
 
 # the files

@@ -7,6 +7,7 @@ import shutil
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,3 +150,24 @@ def _handshakes(tls: ServerTls, authority: Authority) -> str | None:
             continue
     der = client.getpeercert(binary_form=True)
     return der.hex() if der else None
+
+
+SETTINGS = {
+    "GATEWAY_TLS_CERT_FILE": {"GATEWAY_TLS_CERT_FILE": "none.crt", "GATEWAY_TLS_KEY_FILE": "none.key"},
+    "GATEWAY_TLS_KEY_FILE": {"GATEWAY_TLS_KEY_FILE": "none.key"},
+    "GATEWAY_UPSTREAM_CA_FILE": {"GATEWAY_UPSTREAM_CA_FILE": "none.pem"},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_serve_and_doctor_say_so(gateway: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for setting, value in SETTINGS[name].items():
+        monkeypatch.setenv(setting, str(tmp_path / value))
+    typed = gateway("serve")
+    assert typed.code == 1
+    assert name in typed.err
+    assert typed.err.count("\n") == 1
+    assert not (tmp_path / "home").exists()  # nothing was made for a start that could not be
+    wrong = [finding for finding in gateway("doctor", "--json").json if finding["check"] == "tls"]
+    assert [finding["ok"] for finding in wrong] == [False]
+    assert name in wrong[0]["message"]
