@@ -6,7 +6,8 @@
 Chat, streams, embeddings, upstream errors, broken streams, clients that hang up before and after the first byte, and refusals
 (`bench.mix`), by one key with every limit set. Every answer is checked. After the first 50,000, at three quarters on the way
 and at the end all clients leave, the keeper ships what is left, and the tree is read (`bench.census`). The soak fails if memory (heaps and
-stacks) has grown by more than 5 % and more than 10 MB, if a descriptor, task, thread or connection is left over, if an answer was wrong,
+stacks) has grown by more than 5 % and more than 10 MB, if a descriptor, task, thread or connection is left over, if live Python objects
+pile up in the server, if an answer was wrong,
 if the books hold another number of rows than were admitted, or if the server does not stop in peace.
 
 Everything listens on 127.0.0.1. stdout has the tables, stderr the progress. Exit code 1 on failure. A million takes about 1.5 GB in
@@ -46,6 +47,7 @@ from bench.trial import last_words
 
 REQUESTS, FIRST, LANES = 1_000_000, 50_000, 64
 GROWTH, GROWTH_BYTES = 0.05, 10 * MEGABYTE
+MAX_OBJECTS = 2000
 UPSTREAM_IDLE_S = 3.0
 SETTLE_S = 2 * UPSTREAM_IDLE_S + 2.0  # the upstream has closed what idled, and the pools have seen it
 BOOKS_LIMIT_S = 300.0
@@ -260,13 +262,26 @@ def grown(first: Reading, last: Reading) -> list[str]:
     return [f"memory grew from {before / MEGABYTE:.1f} to {after / MEGABYTE:.1f} MB"]
 
 
+def piled_up(first: Reading, last: Reading) -> list[str]:
+    """Live objects of the server beyond the bound, by type: a leak too small for the memory's bound."""
+    before, after = (Counter[str](), Counter[str]())
+    for reading, types in ((first, before), (last, after)):
+        for process in reading.of(SERVING):
+            types.update(process.types)
+    more = (after - before).most_common(5)
+    grown_by = sum(p.objects or 0 for p in last.of(SERVING)) - sum(p.objects or 0 for p in first.of(SERVING))
+    if grown_by <= MAX_OBJECTS:
+        return []
+    return [f"the server holds {grown_by} objects more, above all {', '.join(f'{count} {name}' for name, count in more)}"]
+
+
 def judge(outcome: Outcome) -> None:
     """Add to the faults what the readings and the answers say."""
     if outcome.wrong:
         outcome.faults.append(f"{sum(outcome.wrong.values())} wrong answers, the first: {outcome.examples[0]}")
     if len(outcome.readings) > 1:
         first, last = outcome.readings[0], outcome.readings[-1]
-        outcome.faults += grown(first, last) + left_over(first, last)
+        outcome.faults += grown(first, last) + left_over(first, last) + piled_up(first, last)
     tally = outcome.upstream
     if tally and (open_streams := tally["streams"] - tally["streams_done"] - tally["streams_aborted"] - tally["broken"]):
         outcome.faults.append(f"{open_streams} streams were never closed at the upstream")
