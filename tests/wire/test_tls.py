@@ -12,6 +12,8 @@ import signal
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -516,6 +518,19 @@ def test_the_control_plane_knows_that_it_is_safe(stage: Stage) -> None:
     said = stage.gateway.cli("doctor")
     assert "the gateway answers" in said
     assert "gateway.crt and its key can be used" in said
+
+
+def test_the_images_health_check_speaks_tls_too(stage: Stage) -> None:
+    lines = (Path(__file__).parents[2] / "deploy" / "Dockerfile").read_text().splitlines()
+    check = next(line for line in lines if line.strip().startswith("CMD") and "readyz" in line)
+    _, option, program = json.loads(check.partition("CMD")[2])
+
+    def health(port: int) -> int:
+        environment = {"PORT": str(port), "GATEWAY_TLS_CERT_FILE": stage.gateway.environment["GATEWAY_TLS_CERT_FILE"]}
+        return subprocess.run([sys.executable, option, program], env=environment, capture_output=True).returncode
+
+    assert health(stage.gateway.port) == 0
+    assert health(free_port()) != 0
 
 
 # the files
