@@ -79,7 +79,8 @@ class TokenizerSource(Protocol):
 def request_ids() -> Iterator[str]:
     """Ids that no other process has: 64 random bits of this process and a counter."""
     prefix = f"req-{secrets.token_hex(8)}"
-    return (f"{prefix}{number:08x}" for number in count())
+    for number in count():  # no generator expression: compiled, that would be a list
+        yield f"{prefix}{number:08x}"
 
 
 @dataclass(slots=True)

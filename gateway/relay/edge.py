@@ -178,7 +178,7 @@ class Edge(HttpToolsProtocol):
             self.deadline_s = self.relay.clock.now_s + HEAD_S
 
     def on_url(self, url: bytes) -> None:
-        self.url += url
+        self.url = self.url + url  # not +=: the attribute is uvicorn's, which the compiler of this file cannot see
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # afterwards it is a trailer: it must never be read as a header

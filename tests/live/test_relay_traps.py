@@ -8,7 +8,9 @@ import re
 import orjson
 import pytest
 
+from auth.authenticator import Authenticator
 from auth.principal import Limits
+from auth.tokens import AccessTokens
 from gateway.relay import edge as edge_module
 from tests.faults import scripts
 from tests.faults.client import Answer, Client
@@ -220,10 +222,10 @@ async def test_the_head_of_the_next_request_may_share_a_read_with_a_long_body() 
 
 async def test_a_bug_in_a_callback_is_a_500_with_its_id() -> None:
     class Broken:
-        def authenticate(self, credential: bytes, now_s: float) -> None:
+        def key_by_digest(self, digest: bytes) -> None:
             raise RuntimeError("secret detail")
 
-    async with scene(well_behaved(), authenticator=Broken()) as stage:
+    async with scene(well_behaved(), authenticator=Authenticator(Broken(), AccessTokens(b"k" * 32))) as stage:
         answer = await ask(stage, stage.request(CHAT))
         assert (answer.status, answer.code) == (500, "internal_error")
         assert b"secret" not in answer.body

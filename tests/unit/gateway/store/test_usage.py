@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
 from datetime import UTC, datetime
@@ -38,7 +39,7 @@ async def lines(db: Database, by: Any, **filters: Any) -> dict[str, tuple[int, i
 
 
 def test_the_columns_are_the_fields_of_the_record() -> None:
-    assert set(booking.COLUMNS) == set(UsageRecord.__slots__)
+    assert set(booking.COLUMNS) == {field.name for field in dataclasses.fields(UsageRecord)}
 
 
 async def test_a_row_comes_back_as_it_was(db: Database) -> None:
