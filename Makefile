@@ -12,7 +12,7 @@ SOAK_ARGS ?=
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test check fmt bench bench-peers bench-soak bench-faults clean
+.PHONY: help install install-dev build serve test check fmt bench bench-peers bench-soak bench-faults clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,22 +29,27 @@ help: ## this list
 
 .venv/.installed: .venv/.torch $(SOURCES)
 	@echo "[3/3] Installing the gateway and the exact versions in constraints.txt"
-	@$(PIP) install -q $(CONSTRAINTS) -e '.[local,redis]'
+	@$(PIP) install -q $(CONSTRAINTS) -e '.[local,redis,native]'
 	@touch $@
 
 .venv/.dev: .venv/.installed
 	@echo "[dev] Installing what the tests need"
-	@$(PIP) install -q $(CONSTRAINTS) -e '.[local,redis,dev]'
+	@$(PIP) install -q $(CONSTRAINTS) -e '.[local,redis,native,dev]'
 	@touch $@
 
-install: .venv/.installed ## .venv with everything pinned; the command is .venv/bin/gateway
+install: build ## .venv with everything pinned, compiled; the command is .venv/bin/gateway
 
-install-dev: .venv/.dev ## what the tests and benchmarks need too
+install-dev: .venv/.dev build ## what the tests and benchmarks need too
+
+# The script looks at the sources itself, and does nothing where the compiled form is theirs.
+build: .venv/.installed ## compile the data plane, if it has changed; without a C compiler it runs interpreted
+	@.venv/bin/python build_native.py --best-effort
 
 serve: install ## install, create the first admin and a key, serve on 127.0.0.1:8000
 	@.venv/bin/gateway serve --snippet $(if $(wildcard gateway.yaml),--config gateway.yaml)
 
 test: install-dev check ## lint, types, import contracts, all tests
+	.venv/bin/python build_native.py
 	.venv/bin/python -m pytest $(TEST_ARGS)
 
 check: install-dev ## lint, types, import contracts
@@ -71,4 +76,4 @@ bench-soak: install-dev ## a million mixed requests: does anything leak? (SOAK_A
 	.venv/bin/python -m bench.soak --json bench/results/soak.json $(SOAK_ARGS)
 
 clean: ## remove what was installed and built
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist gateway/_native .mypy_cache .ruff_cache .pytest_cache

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from gateway import native
 from gateway.cli.context import require_current
 from gateway.cli.options import Json
 from gateway.cli.output import show, show_json
@@ -68,6 +69,7 @@ def _examine() -> Iterator[Finding]:
         ("port", _port),
         ("disk", _disk),
         ("descriptors", _descriptors),
+        ("data plane", _data_plane),
     )
     for name, look in checks:
         try:
@@ -232,3 +234,8 @@ def _descriptors(settings: Settings) -> Iterator[Finding]:
         yield Finding("descriptors", False, f"a process may open only {hard} files; every open stream takes two", fix)
     else:
         yield Finding("descriptors", True, "a process may open enough files")
+
+
+def _data_plane(settings: Settings) -> Iterator[Finding]:
+    reason = native.why_interpreted()
+    yield Finding("data plane", True, "runs compiled" if reason is None else f"runs interpreted, slower: {reason}")

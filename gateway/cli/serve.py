@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gateway import native
 from gateway.cli.context import Context, context
 from gateway.cli.home_lock import hold_home
 from gateway.cli.init import announce, initialise, make_home
@@ -251,6 +252,7 @@ class Supervisor:
                     tell(f"{self.url}: {doing} ...")
                     said = doing
                 await asyncio.sleep(0.1)
+        tell(native.described())
         tell(f"Ready. OpenAI clients use {self.url}/v1 as their base URL. Stop with Ctrl+C.")
         if self._paste is not None:
             tell(self._paste(self.url))

@@ -59,7 +59,7 @@ def test_only_what_is_built_reaches_the_builder() -> None:
     allowed = {line[1:] for line in ignored if line.startswith("!")}
     copied = {
         source
-        for stage in ("wheel", "slim-packages", "local-packages")
+        for stage in ("wheel", "native", "slim-packages", "local-packages")
         for name, text in instructions(stage)
         if name == "COPY" and not text.startswith("--from")
         for source in text.split()[:-1]
