@@ -12,7 +12,7 @@ SOAK_ARGS ?=
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev build serve test check fmt bench bench-peers bench-soak bench-faults clean
+.PHONY: help install install-dev build serve test check fmt bench bench-peers bench-soak bench-faults bench-fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -71,6 +71,9 @@ bench-peers: install-dev ## the same with vllm-router, sglang-router and LiteLLM
 
 bench-faults: install-dev ## every fault x every endpoint x stream or not, ten times in a row under load
 	.venv/bin/python -m tests.faults $(BENCH_ARGS)
+
+bench-fuzz: install-dev ## 1,000,000 damaged requests, answers, streams and bodies at the relay's parsers
+	.venv/bin/python -m tests.faults.fuzz $(BENCH_ARGS)
 
 bench-soak: install-dev ## a million mixed requests: does anything leak? (SOAK_ARGS="--requests 50000")
 	.venv/bin/python -m bench.soak --json bench/results/soak.json $(SOAK_ARGS)

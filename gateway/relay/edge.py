@@ -218,6 +218,7 @@ class Edge(HttpToolsProtocol):
         forwarded: tuple[tuple[bytes, bytes], ...] = ()
         hosts = 0
         encoded = False
+        codings: tuple[bytes, ...] = ()
         for name, value in self.headers:
             if name == b"host":
                 hosts += 1
@@ -235,10 +236,14 @@ class Edge(HttpToolsProtocol):
                 forwarded += ((name, value),)
             elif name == b"content-encoding":
                 encoded = value.lower() not in (b"identity", b"")
+            elif name == b"transfer-encoding":
+                codings += (value.lower(),)
         request.forwarded = forwarded
         refusal: GatewayError | None = None
-        if hosts != 1 and not request.http10:
+        if hosts > 1 or (not hosts and not request.http10):
             refusal = InvalidRequest("The request must have exactly one Host header.")
+        elif codings and codings != (b"chunked",):  # llhttp looks at the last coding alone; the way to smuggle past one that looks at all
+            refusal = InvalidRequest("The only Transfer-Encoding taken is 'chunked', once.")
         elif len(self.headers) > MAX_HEADERS:
             refusal = HeadersTooLarge(f"The request has more than {MAX_HEADERS} headers.")
         elif self._head_bytes + self._read_bytes > MAX_HEAD_BYTES and self._measured_head() > MAX_HEAD_BYTES:

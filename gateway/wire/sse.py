@@ -17,7 +17,7 @@ MAX_EVENT_BYTES = 1_000_000
 # A blank line: two line ends in a row, each of CR LF, LF or CR.
 _BLANK = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n)(?!\Z))")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
-_MODEL = re.compile(rb'(?<!\\)"model"\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*")')
+_MODEL = re.compile(rb'(?<!\\)"model"\s*:\s*("[^"\\\r\n]*(?:\\.[^"\\\r\n]*)*")')
 
 
 class EventTooLarge(Exception):
@@ -104,8 +104,8 @@ def is_error(data: bytes) -> bool:
 class ModelRename:
     """Puts the id that the client asked for in place of the backend's `model`, in the bytes of each event.
 
-    `parent`: the top-level object that holds it, where it does not stand at the top itself. The first event's spelling is remembered, so
-    that later blocks cost one `replace`.
+    `parent`: the top-level object that holds it, where it does not stand at the top itself. The beginning of the last event
+    that was looked through is remembered, so that blocks of events that begin alike cost one `replace`.
     """
 
     __slots__ = ("_alias", "_needle", "_parent", "_replacement")
@@ -128,9 +128,9 @@ class ModelRename:
         span = model_within(event, self._parent) if self._parent else top_level_model(event)
         if span is None:
             return event
-        key, start, end = span
-        self._needle = event[key:end]
-        self._replacement = event[key:start] + self._alias
+        _, start, end = span
+        self._needle = event[:end]  # from its beginning: where these bytes stand, `model` stands at the same depth
+        self._replacement = event[:start] + self._alias
         return event[:start] + self._alias + event[end:]
 
 
