@@ -90,19 +90,14 @@ def _sglang_router(place: Place, binaries: Path) -> Recipe:
 
 
 def _rust_router(place: Place, *command: str) -> Recipe:
-    """Both routers share their command line. They parse the body, so bytes may change; the upstream's answer does not."""
+    """Both routers share their command line. They parse the body, so bytes may change; the upstream's answer does not.
+
+    As they come, but for room for this load's connections, a port of one's own for metrics, and the policy: vllm-router's default
+    (cache_aware) sends every request upstream twice here, which voids the round.
+    """
     options = ("--host", "127.0.0.1", "--port", str(place.port), "--worker-urls", f"http://{place.upstream}")
-    quiet = (
-        "--max-concurrent-requests",
-        "100000",
-        "--policy",
-        "round_robin",
-        "--prometheus-port",
-        str(free_port()),
-        "--log-level",
-        "error",
-    )
-    return Recipe(place.name, (*command, *options, *quiet), place.port, ready_path="/readiness")
+    needs = ("--max-concurrent-requests", "100000", "--policy", "round_robin", "--prometheus-port", str(free_port()))
+    return Recipe(place.name, (*command, *options, *needs), place.port, ready_path="/readiness")
 
 
 def _litellm(place: Place, binaries: Path) -> Recipe:
