@@ -191,11 +191,14 @@ class Edge(HttpToolsProtocol):
             return
         request = Request()
         self._newest = request
-        request.http10 = parser.get_http_version() == "1.0"
+        version = parser.get_http_version()
+        request.http10 = version != "1.1"
         request.keep_alive = not request.http10 and parser.should_keep_alive()
         operation = _RELAYED.get(self.url.partition(b"?")[0]) if parser.get_method() == b"POST" else None
         request.operation = operation or CONTROL
         self._freeze(request)
+        if request.http10 and version != "1.0":  # llhttp takes a line without a version for HTTP/0.9, and 2.0 too
+            request.refusal = InvalidRequest("The request must be HTTP/1.1 or HTTP/1.0.")
         if operation is None and request.refusal is None:
             self._make_cycle(request)
         self._queue.append(request)

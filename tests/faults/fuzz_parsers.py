@@ -174,7 +174,7 @@ def plain_events(text: bytes) -> list[bytes]:
 
 def _check_rename(before: bytes, after: bytes) -> None:
     """Only values of a top-level `model` change (a key in escapes is another matter, tested by itself)."""
-    if re.search(rb"(?m)^(?!data: \{)[^\r\n]*[\"{\[]", before.replace(b"\r", b"\n")):
+    if re.search(rb"(?m)^(?!data: \{)[^\r\n]*[\"{}\[\]]", before.replace(b"\r", b"\n")):
         return  # JSON outside a data line (in a comment, over several lines): nothing is promised but the framing
     old, new = plain_events(before), plain_events(after)
     assert len(old) == len(new), "an event more or less"

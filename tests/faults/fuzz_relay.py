@@ -280,6 +280,8 @@ class Client(_House):
                 assert number < len(read), f"answer {number + 1} to a request that is none"
                 self._same(answer.body, read[number])
         assert served == len(self._backend.calls), f"{served} answers, {len(self._backend.calls)} calls"
+        if data.lower().count(b"connection:") > sum(name == b"connection" for request in read for name, _ in request.headers):
+            return  # in a trailer, llhttp takes it for the end of the connection: what follows is read by nobody
         if clean:
             assert len(answers) <= len(read), f"{len(answers)} answers to {len(read)} requests"
             assert closing or len(answers) == len(read), f"{len(answers)} answers to {len(read)} requests"
@@ -367,7 +369,7 @@ class Upstream(_House):
         read = _decoded(data)
         if read is None:
             return
-        if not answer.body.endswith(b"\n\n"):
+        if not answer.body.endswith((b"\n\n", b"\n\r\n", b"\r\r")):
             assert answer.body == read, (answer.body, read)
             return
         relayed, end = answer.body.removesuffix(b"data: [DONE]\n\n"), answer.body.rfind(b'data: {"error":{"message":"The backend')

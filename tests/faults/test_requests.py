@@ -205,3 +205,13 @@ async def test_two_hosts_are_refused_of_http_1_0_too() -> None:
         client.send(stage.request(CHAT, more=["host: y"]).replace(b"HTTP/1.1", b"HTTP/1.0"))
         assert (await client.answer()).status == 400
         assert not stage.up.seen
+
+
+@pytest.mark.parametrize("version", [b"", b" HTTP/0.9", b" HTTP/2.0"])
+async def test_other_versions_of_http_are_refused(version: bytes) -> None:
+    async with scene(well_behaved()) as stage:
+        client = await stage.connect()
+        client.send(stage.request(CHAT).replace(b" HTTP/1.1", version) * 2)
+        assert (await client.answer()).status == 400
+        assert await client.rest() == b""
+        assert not stage.up.seen
