@@ -13,28 +13,40 @@ inside a callback.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from backends.errors import BackendError
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-class Call(NamedTuple):
+class Call:
     """One attempt: what to send. Nothing of the client's own credentials or hop headers is in it.
 
     `target` is the name of the route's target, for backends that serve several. `path` is relative to the backend's base URL
     ("/chat/completions"). `headers` are extra headers beside those that the backend adds itself (host, content-length, authorization),
-    lower-case names; `body` is complete.
+    lower-case names; `body` is complete. Not changed once it is made.
     """
 
-    target: str
-    operation: str
-    path: str
-    body: bytes
-    headers: Headers
-    connect_timeout_s: float
-    content_type: bytes = b"application/json"
+    __slots__ = ("body", "connect_timeout_s", "content_type", "headers", "operation", "path", "target")
+
+    def __init__(
+        self,
+        target: str,
+        operation: str,
+        path: str,
+        body: bytes,
+        headers: Headers,
+        connect_timeout_s: float,
+        content_type: bytes = b"application/json",
+    ) -> None:
+        self.target = target
+        self.operation = operation
+        self.path = path
+        self.body = body
+        self.headers = headers
+        self.connect_timeout_s = connect_timeout_s
+        self.content_type = content_type
 
 
 class Sink(Protocol):

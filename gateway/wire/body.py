@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -49,15 +49,22 @@ class Member:
     end: int
 
 
-class Peek(NamedTuple):
-    """What the gateway acts on. `fields` is the parsed body, for checks only."""
+class Peek:
+    """What the gateway acts on. `fields` is the parsed body, for checks only; `choices` is n, at least 1; `output_limit` is in tokens per
+    choice, None where the client sends none.
+    """
 
-    fields: dict[str, Any]
-    model: str | None
-    stream: bool
-    include_usage: bool
-    choices: int  # n, at least 1
-    output_limit: int | None  # tokens per choice, None where the client sends none
+    __slots__ = ("choices", "fields", "include_usage", "model", "output_limit", "stream")
+
+    def __init__(
+        self, fields: dict[str, Any], model: str | None, stream: bool, include_usage: bool, choices: int, output_limit: int | None
+    ) -> None:
+        self.fields = fields
+        self.model = model
+        self.stream = stream
+        self.include_usage = include_usage
+        self.choices = choices
+        self.output_limit = output_limit
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -149,7 +156,7 @@ def _refuse_ambiguous(body: bytes, fields: dict[str, Any]) -> None:
 
 def _spelled_once(body: bytes, fields: dict[str, Any]) -> bool:
     """Is it plain that no key of ours stands twice? Every look is a fast search, also over a prompt of many megabytes."""
-    if b"\\" in body and _ESCAPED_LETTER.search(body) is not None:
+    if body.find(b"\\") >= 0 and _ESCAPED_LETTER.search(body) is not None:
         return False
     written = [b'"' + key.encode() + b'"' for key in fields if key in ACTED_ON]
     if len(body) > _LONG_BYTES:

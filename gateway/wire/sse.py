@@ -40,7 +40,7 @@ class Framer:
         if data.endswith((b"\n\n", b"\r\n\r\n")):
             return data
         end = -1
-        if b"\r" in data:
+        if data.find(b"\r") >= 0:
             for match in _BLANK.finditer(data):
                 end = match.end()
         else:
@@ -87,7 +87,7 @@ def data_of(event: bytes) -> bytes | None:
 
 def has_data(block: bytes) -> bool:
     """Does a block hold a data event (comments and bare fields do not count)?"""
-    return block.startswith(b"data:") or b"\ndata:" in block or b"\rdata:" in block
+    return block.startswith(b"data:") or block.find(b"\ndata:") >= 0 or block.find(b"\rdata:") >= 0
 
 
 def is_error(data: bytes) -> bool:

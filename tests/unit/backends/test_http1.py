@@ -34,7 +34,7 @@ def _sent(pool: Http1Pool, call: Call) -> bytes:
 def test_the_request_as_it_is_written() -> None:
     pool = CustomBackend("http://user:pw@h:81/base/v1", "Bearer secret")
     body = b'{"a":1}'
-    sent = _sent(pool, CALL._replace(body=body, headers=((b"x-request-id", b"r"),)))
+    sent = _sent(pool, Call("t", "chat", "/chat/completions", body, ((b"x-request-id", b"r"),), 5))
     head, _, rest = sent.partition(b"\r\n\r\n")
     assert rest == body
     first, *lines = head.split(b"\r\n")
@@ -49,7 +49,7 @@ def test_the_request_as_it_is_written() -> None:
         b"x-request-id": b"r",
     }
     assert b"authorization" not in _sent(CustomBackend("http://h/v1"), CALL)
-    assert _sent(pool, CALL._replace(body=b"x" * 100_000)).endswith(b"x" * 100_000)
+    assert _sent(pool, Call("t", "chat", "/chat/completions", b"x" * 100_000, (), 5)).endswith(b"x" * 100_000)
 
 
 def test_tokenize_stands_beside_v1() -> None:
