@@ -120,6 +120,7 @@ class Http1Exchange:
 
     def __init__(self, pool: Http1Pool) -> None:
         self._pool = pool
+        self._call: Call | None = None
         self.connect_ms: float | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._paused = False
@@ -135,7 +136,7 @@ class Http1Exchange:
             self.connect_ms = 0.0
             self._send(connection, reused=True)
         else:
-            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+            self._connecting = asyncio.get_running_loop().create_task(self._connect(call.connect_timeout_s))
 
     def pause(self) -> None:
         self._paused = True
@@ -158,12 +159,12 @@ class Http1Exchange:
             self.connection.drop()
             self.connection = None
 
-    async def _connect(self) -> None:
+    async def _connect(self, timeout_s: float) -> None:
         pool, loop = self._pool, asyncio.get_running_loop()
         started_s = time.monotonic()
         connection = Connection(pool)
         try:
-            async with asyncio.timeout(self._call.connect_timeout_s or None):
+            async with asyncio.timeout(timeout_s or None):
                 await loop.create_connection(
                     lambda: connection, pool.host, pool.port, ssl=pool.tls, server_hostname=pool.host if pool.tls else None
                 )
@@ -191,7 +192,8 @@ class Http1Exchange:
             self.sink.on_error(error)
 
     def _send(self, connection: Connection, reused: bool) -> None:
-        call = self._call
+        call, self._call = self._call, None  # its body may be large, and its answer may take an hour
+        assert call is not None
         self.connection = connection
         self.sent = True
         connection.begin(self, reused)

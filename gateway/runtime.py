@@ -19,7 +19,7 @@ from gateway.limits.slots import Slots
 from gateway.metering.log import RequestLog
 from gateway.metering.meter import Meter
 from gateway.metering.record import UsageRecord
-from gateway.routing.health import HealthBoard
+from gateway.routing.health import Health, HealthBoard
 from gateway.routing.table import RouteTable, Target
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
@@ -47,25 +47,27 @@ class Clock:
 
 
 class InFlight:
-    """Running attempts per target, for the policies that look at load."""
+    """Running attempts per backend and upstream model (what a `Health` stands for): the count lives over revisions."""
 
     __slots__ = ("_running",)
 
     def __init__(self) -> None:
-        self._running: dict[Target, int] = {}
+        self._running: dict[Health, int] = {}
 
     def in_flight(self, target: Target) -> int:
-        return self._running.get(target, 0)
+        return self._running.get(target.health, 0)
 
     def enter(self, target: Target) -> None:
-        self._running[target] = self._running.get(target, 0) + 1
+        health = target.health
+        self._running[health] = self._running.get(health, 0) + 1
 
     def leave(self, target: Target) -> None:
-        left = self._running.get(target, 1) - 1
+        health = target.health
+        left = self._running.get(health, 1) - 1
         if left > 0:
-            self._running[target] = left
+            self._running[health] = left
         else:
-            self._running.pop(target, None)
+            self._running.pop(health, None)
 
 
 class TokenizerSource(Protocol):
@@ -105,6 +107,7 @@ class Relay:
     slots: Slots = field(default_factory=lambda: Slots(10_000, 5.0))
     health: HealthBoard = field(default_factory=HealthBoard)
     load: InFlight = field(default_factory=InFlight)
+    copies: InFlight = field(default_factory=InFlight)  # those of shadow traffic, which `load` counts too
     rng: random.Random = field(default_factory=random.Random)
     ids: Iterator[str] = field(default_factory=request_ids)
 

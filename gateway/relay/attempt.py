@@ -190,12 +190,12 @@ class Attempt:
         self._collected_bytes += len(data)
         relay = self.flow.relay
         if self._collected_bytes > relay.max_answer_bytes:
-            self._break_off(UpstreamFailed("The backend's answer is larger than the gateway takes."), "too_large")
+            self._give_up(UpstreamFailed("The backend's answer is larger than the gateway takes."), "too_large")
         elif self._collected_bytes > _WEIGHED_FROM_BYTES:
             weighed, self._held_bytes = self._held_bytes, self._collected_bytes
             relay.held_bytes += self._held_bytes - weighed
             if relay.held_bytes > relay.max_held_bytes:
-                self._break_off(self.flow.too_much_held(), "no_memory")
+                self._give_up(self.flow.too_much_held(), "no_memory")
 
     def _relay(self, stream: EventStream, block: bytes) -> None:
         """A block of whole events."""
@@ -259,7 +259,7 @@ class Attempt:
                 self._relay(stream, rest)
             except sse.EventTooLarge:
                 rest = b""
-            if self.flow.over:
+            if self.flow.over or self.flow.attempt is not self:  # it was an error: another target is at work
                 return
         if not self.committed:
             self.flow.failed(UpstreamFailed(f"The backend {self.flow.backend_name} ended the stream before its first event."), "empty")
@@ -314,6 +314,11 @@ class Attempt:
             self.flow.broken(failure, outcome, "upstream_error", self._last)
         else:
             self.flow.failed(failure, outcome)
+
+    def _give_up(self, failure: GatewayError, outcome: str) -> None:
+        """A limit of ours was passed before the commit point."""
+        self.abort()
+        self.flow.given_up(failure, outcome)
 
     def _broke_off(self) -> UpstreamFailed:
         return UpstreamFailed(f"The backend {self.flow.backend_name} broke off its answer.")

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import socket
+import struct
 import sys
 import termios
 import time
@@ -47,6 +49,7 @@ MAX_PIPELINED = 16
 FRAMING_BYTES = 256_000  # chunk sizes, extensions and trailers of one body may take this, and FRAMING_RATIO times the body itself
 FRAMING_RATIO = 16
 TICK_S = 0.1
+_RESET = struct.pack("ii", 1, 0)  # linger for no time: closing sends RST
 _RELAYED = ROUTES | MORE_ROUTES
 
 # Client headers that a backend may see. Everything else, credentials above all, stays here.
@@ -401,8 +404,9 @@ class Edge(HttpToolsProtocol):
 
     def cut(self, request: Request) -> None:
         """The answer broke off and cannot say so in its own words: end the connection without the end of the message."""
-        del request
         self._closing = True
+        if request.http10:  # there an orderly end of the connection is the end of the message: reset it
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
 
     def _head(self, request: Request, status: int, lines: bytes) -> bytes:

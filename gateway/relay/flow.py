@@ -18,6 +18,7 @@ after it never.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,7 @@ class Flow:
         "_deadlines",
         "_fallbacks",
         "_in_attempt",
+        "_limited",
         "_peek",
         "_permit",
         "_principal",
@@ -94,6 +96,7 @@ class Flow:
         "_serving",
         "_shadow_body",
         "_slot",
+        "_spliced",
         "_started",
         "_status",
         "_target",
@@ -122,7 +125,7 @@ class Flow:
         self.streams = False
         self.attempt: Attempt | None = None
         self.usage: Usage | None = None
-        self.resent = False  # on a fresh connection, after a stale one
+        self.resent = False  # to this target on a fresh connection, after a stale one
         self.resent_without_usage: Target | None = None
         self._record: UsageRecord | None = None
         self._principal: Principal | None = None
@@ -136,6 +139,7 @@ class Flow:
         self._waiting = False
         self._queue_ms = 0.0
         self._trial = 0  # the number under which a half-open target watches this attempt
+        self._limited = False  # a target has answered 429
         self._committed = False
         self._in_attempt = False  # the running attempt is counted as load of its target
         self._at_work = False  # some backend may have worked for this request
@@ -217,6 +221,7 @@ class Flow:
             self._tokenizer = self._find_tokenizer(route)
         self._permit = permit = self._reserve(route, peek, body)
         self._target = self._tries = self._fallbacks = 0
+        self._targets: tuple[Target, ...] = ()
         self._begin(route, permit)
         if route.shadow is not None and route.shadow.wants(relay.rng):
             self._shadow_body = body
@@ -257,6 +262,7 @@ class Flow:
         if route.fallback is not None:
             wanted = self._dearest(wanted, route, peek, body)
         self._reservation: Reservation = wanted
+        self._spliced = wanted.spliced
         decision = relay.limiter.reserve(principal.limit_id, principal.limits, wanted.tokens, wanted.cost_pusd)
         if type(decision) is not Refusal:
             return decision  # type: ignore[return-value]  # the other side of the union
@@ -350,13 +356,22 @@ class Flow:
             if other is None:
                 return False
             route = other
+            if not any(self.request.operation.serves(target.type) for target in route.targets):
+                continue
             targets = self._order(route, route.fallback is None)
             if targets:
                 self._serving, self._targets = route, targets
+                self._spliced = self._bounds(route)
                 self._target = self._tries = 0
                 self._deadlines = (self._deadlines[0], route.timeouts.first_byte_s, route.timeouts.idle_s)
                 return True
         return False
+
+    def _bounds(self, route: Route) -> tuple[tuple[str, bytes], ...]:
+        """What keeps a request to this route within what was reserved for it."""
+        principal, peek, relay = self._principal, self._peek, self.relay
+        assert principal is not None and peek is not None
+        return reservation(self.request.operation, route, peek, self._body, principal.limits, relay.tokenizers).spliced
 
     # 6 exchange
 
@@ -413,7 +428,7 @@ class Flow:
         if asks_usage:
             options = peek.fields.get("stream_options") or {}
             values["stream_options"] = orjson.dumps({**options, "include_usage": True})
-        values.update(self._reservation.spliced)
+        values.update(self._spliced)
         parameters = self._serving.parameters
         if parameters and not operation.inside:
             for name, default in operation.parameters(parameters, peek).items():
@@ -445,11 +460,16 @@ class Flow:
             failure = error
         self.answer_error(failure, answers.ending_of(failure))
 
+    def given_up(self, failure: GatewayError, outcome: str) -> None:
+        """The attempt failed by a limit of ours: another target would fare no better, and cost once more."""
+        self._leave_attempt(outcome)
+        self.answer_error(failure, answers.ending_of(failure))
+
     def _may_go_on(self) -> bool:
         """Is there another target, and are retries no flood yet?"""
         route, now_s = self._serving, time.monotonic()
         following = self._following(now_s) if self._tries < route.max_attempts else 0
-        if not following and route.fallback is None:
+        if not following and (route.fallback is None or self._tokenizer is not None):
             return False
         if not self._route.retries.withdraw(now_s):
             self.relay.meter.retry_denied(self._route.id)
@@ -458,6 +478,7 @@ class Flow:
             self._target = following
         elif not self._fall_back():
             return False
+        self.resent = False
         self.relay.meter.retry(self._route.id)
         return True
 
@@ -497,20 +518,23 @@ class Flow:
         self._try()
 
     def another_target(self, retry_after_s: float | None) -> bool:
-        """A 429: the target rests. May another be tried?"""
+        """A 429: the target rests. May another be tried? Once in a request."""
         attempt = self.attempt
         if attempt is not None and attempt.target is not None:
             now_s = time.monotonic()
             attempt.target.health.rest(now_s + (REST_S if retry_after_s is None else retry_after_s), now_s, self._trial)
+        if self._limited:
+            return False
+        self._limited = True
         more = self._tries < self._serving.max_attempts and self._following(time.monotonic()) > 0
         return more or (self._serving.fallback is not None and self._fallbacks < _MOST_FALLBACKS)
 
     def rest(self, retry_after_s: float) -> None:
-        """The backend said when to come back."""
+        """The backend said when to come back, though it failed."""
         attempt = self.attempt
         if attempt is not None and attempt.target is not None:
             now_s = time.monotonic()
-            attempt.target.health.rest(now_s + retry_after_s, now_s, self._trial)
+            attempt.target.health.pause(now_s + retry_after_s, now_s)
 
     def _leave_attempt(self, outcome: str) -> None:
         """One attempt is over: its target is freed and judged, the outcome counted, and named in the log unless all was well."""
@@ -550,7 +574,8 @@ class Flow:
             self._trial = 0
         self._body = b""
         self._peek = None
-        self.edge.drop_body(self.request)
+        if not self._shadow_body:
+            self.edge.drop_body(self.request)
         self.wind_idle_clock()
         self.edge.write_head(self.request, status, lines + permit.headers)
 
@@ -582,10 +607,13 @@ class Flow:
 
     def _time_out(self) -> None:
         total_at, first_byte_s, _ = self._deadlines
+        outcome = "timeout"
         now_s, name, attempt = time.monotonic(), self.backend_name, self.attempt
         assert attempt is not None
         if total_at and now_s >= total_at:
             failure = UpstreamTimeout("The request took longer than it may in all.", code="upstream_total_timeout")
+            if self._committed:  # it was sending: the idle clock would have said otherwise
+                outcome = "total_timeout"
         elif self._committed:
             failure = UpstreamTimeout(f"The backend {name} stopped sending.", code="upstream_idle_timeout")
         else:  # this clock runs from when the request went out: connecting has its own
@@ -597,9 +625,9 @@ class Flow:
         self._at_work = attempt.sent
         attempt.abort()
         if self._committed:
-            self.broken(failure, "timeout", "timeout", b"")
+            self.broken(failure, outcome, "timeout", b"")
         else:  # the backend may still be at work: no other is asked to do it again
-            self._leave_attempt("timeout")
+            self._leave_attempt(outcome)
             self.answer_error(failure, "timeout")
 
     def client_gone(self) -> None:
@@ -750,7 +778,10 @@ class Flow:
         relay.log.ended(record)
         self._leave_slot()
         if self._shadow_body and ending == "success":
-            shadow(relay, self._route, self.request.operation, self.request.content_type, self._shadow_body, record)
+            request = self.request  # in a call of its own: the last bytes of the original are not written yet
+            asyncio.get_running_loop().call_soon(
+                shadow, relay, self._route, request.operation, request.content_type, self._shadow_body, record
+            )
         self._let_go()
 
     def _let_go(self) -> None:
@@ -804,7 +835,9 @@ class Flow:
 
 _UNREMARKABLE = frozenset(("ok", "4xx", "client_gone"))
 # Outcomes that say nothing about a backend's health. 429: it rests for as long as it said.
-_NO_VERDICT = frozenset(("4xx", "client_gone", "shutdown", "bug", "400", "422", "429", "stale", "loading", "failed", "no_memory"))
+_NO_VERDICT = frozenset(
+    ("4xx", "client_gone", "shutdown", "bug", "400", "422", "429", "stale", "loading", "failed", "no_memory", "too_large", "total_timeout")
+)
 
 
 def _overloaded() -> Overloaded:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 logger = structlog.get_logger(__name__)
 
-_LONGEST_S = 600.0  # where the route sets no total time
+_LONGEST_S = 600.0  # then a copy is given up
+_KEPT_BYTES = 1_000_000  # of an answer larger than this, the tokens are not looked for
 
 
 class Original:
@@ -51,7 +52,7 @@ def shadow(relay: Relay, route: Route, operation: Operation, content_type: bytes
     if plan is None:
         return
     target = plan.target
-    if relay.load.in_flight(target) >= plan.max_in_flight or relay.draining or not operation.serves(target.type):
+    if relay.copies.in_flight(target) >= plan.max_in_flight or relay.draining or not operation.serves(target.type):
         relay.meter.shadow_skipped(record.model, target.id)
         return
     try:
@@ -107,6 +108,7 @@ class Copy:
         relay = self._relay
         self._exchange = exchange = self._target.backend.open()
         relay.load.enter(self._target)
+        relay.copies.enter(self._target)
         self._timer = asyncio.get_running_loop().call_later(_LONGEST_S, self._give_up, "timeout")
         exchange.start(call, self)
 
@@ -123,8 +125,10 @@ class Copy:
                 block = self._stream.feed(data)
                 if block:
                     self._stream.pass_on(block)
-            elif self._bytes <= self._relay.max_answer_bytes:
+            elif self._bytes <= _KEPT_BYTES:
                 self._body.append(data)
+            elif self._bytes <= self._relay.max_answer_bytes:
+                self._body.clear()
             else:
                 self._give_up("too_large")
         except (sse.EventTooLarge, ValueError):
@@ -151,6 +155,7 @@ class Copy:
         self._timer.cancel()
         self._timer = None
         self._relay.load.leave(self._target)
+        self._relay.copies.leave(self._target)
         original, seconds = self._original, time.monotonic() - self._started_s
         tokens = self._tokens()
         self._relay.meter.shadow(

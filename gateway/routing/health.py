@@ -182,16 +182,20 @@ class Health:
             self._trial = 0
 
     def rest(self, until_s: float, now_s: float, trial: int) -> None:
-        """It asked for a pause, of which at most 300 s are granted. That is an answer: a trial has succeeded. Always called; marks."""
-        self._mark()
-        if now_s >= self._rest_until_s:
-            self._rested_at_s = now_s
-        self._rest_until_s = max(self._rest_until_s, min(until_s, now_s + REST_MAX_S))
+        """It asked for a pause in an answer: a trial has succeeded. Always called; marks."""
+        self.pause(until_s, now_s)
         if self._open:
             if trial and trial == self._trial:
                 self._close(now_s)
         else:
             self.failures = 0
+
+    def pause(self, until_s: float, now_s: float) -> None:
+        """It asked for a pause, of which at most 300 s are granted. Whether that was a failure is said beside it. Marks."""
+        self._mark()
+        if now_s >= self._rest_until_s:
+            self._rested_at_s = now_s
+        self._rest_until_s = max(self._rest_until_s, min(until_s, now_s + REST_MAX_S))
 
     def probed(self, ok: bool, now_s: float, valid_s: float = PROBE_VALID_S, reason: str = "") -> None:
         """What the keeper's probe found. Holds for `valid_s` unless it is said again: a keeper that died must not keep anyone out."""
