@@ -65,6 +65,7 @@ class Account:
     """The levels of one caller. Levels are what is left; a token level below zero is owed."""
 
     __slots__ = (
+        "_lines",
         "limits",
         "requests_left",
         "reserved_pusd",
@@ -77,6 +78,7 @@ class Account:
 
     def __init__(self, limits: Limits, now_s: float) -> None:
         self.limits = limits
+        self._lines = _lines(limits)
         self.updated_s = now_s
         self.requests_left = float(limits.rpm or 0)
         self.tokens_left = float(limits.tpm or 0)
@@ -96,6 +98,7 @@ class Account:
         """New limits for the same caller: a lower one caps the level at once, a higher one adds the difference."""
         self._refill(now_s)
         old, self.limits = self.limits, limits
+        self._lines = _lines(limits)
         self.requests_left = _moved(self.requests_left, old.rpm, limits.rpm)
         self.tokens_left = _moved(self.tokens_left, old.tpm, limits.tpm)
 
@@ -153,9 +156,9 @@ class Account:
         lines = b""
         rpm, tpm = self.limits.rpm, self.limits.tpm
         if rpm:
-            lines = _lines(b"requests", rpm, self.requests_left)
+            lines = self._lines[0] % (max(0, int(self.requests_left)), _reset(rpm, self.requests_left))
         if tpm:
-            lines += _lines(b"tokens", tpm, self.tokens_left)
+            lines += self._lines[1] % (max(0, int(self.tokens_left)), _reset(tpm, self.tokens_left))
         return lines
 
 
@@ -190,14 +193,19 @@ def _moved(left: float, old: int | None, new: int | None) -> float:
     return float(new) if old is None else min(left + max(0, new - old), float(new))
 
 
-def _lines(what: bytes, limit: int, left: float) -> bytes:
-    reset_s = (limit - left) * 60 / limit
-    reset = b"%dms" % (reset_s * 1000) if reset_s < 1 else duration(reset_s)
-    return b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n" % (
-        *(what, limit),
-        *(what, left if left > 0 else 0),
-        *(what, reset),
-    )
+def _lines(limits: Limits) -> tuple[bytes, bytes]:
+    """The x-ratelimit lines of requests and of tokens, but for what is left and until when."""
+    return _template(b"requests", limits.rpm), _template(b"tokens", limits.tpm)
+
+
+def _template(what: bytes, limit: int | None) -> bytes:
+    names = (what, limit or 0, what, what)
+    return b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n" % names
+
+
+def _reset(limit: int, left: float) -> bytes:
+    """When the bucket is full again."""
+    return duration((limit - left) * 60 / limit)
 
 
 def duration(seconds: float) -> bytes:

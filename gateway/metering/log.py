@@ -57,9 +57,7 @@ class RequestLog:
         """Write what has gathered. Never raises: a log that cannot be written must not stop a request."""
         if not self._ended and not self._lines:
             return
-        lines = self._lines
-        lines += [_line(record) for record in self._ended]
-        data, count = b"".join(lines), len(lines)
+        data, count = b"".join(self._lines) + _request_lines(self._ended), len(self._lines) + len(self._ended)
         self._ended.clear()
         self._lines = []
         try:
@@ -73,8 +71,18 @@ class RequestLog:
         return lost
 
 
-def _line(r: UsageRecord) -> bytes:
-    fields = {  # as they are: rounding would cost as much as writing all the rest
+def _request_lines(records: list[UsageRecord]) -> bytes:
+    """A line for each. Written as one array and taken apart: a third of the time of one call each. The seam cannot stand inside a value,
+    where a quotation mark is escaped, nor does a value hold an object.
+    """
+    if not records:
+        return b""
+    array = orjson.dumps([_fields(record) for record in records])
+    return array[1:-1].replace(b'},{"event":', b'}\n{"event":') + b"\n"
+
+
+def _fields(r: UsageRecord) -> dict[str, Any]:
+    return {  # as they are: rounding would cost as much as writing all the rest
         "event": "request",
         "at": r.started_at,
         "request_id": r.request_id,
@@ -90,7 +98,6 @@ def _line(r: UsageRecord) -> bytes:
         "duration_ms": r.duration_ms,
         "ttft_ms": r.ttft_ms,
     }
-    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _sorted_dumps(value: Any, **_: Any) -> str:
