@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Protocol
 
 from auth.authenticator import Authenticator
@@ -78,11 +77,26 @@ class TokenizerSource(Protocol):
     def of(self, route_id: str) -> Tokenizer | None: ...
 
 
-def request_ids() -> Iterator[str]:
-    """Ids that no other process has: 64 random bits of this process and a counter."""
-    prefix = f"req-{secrets.token_hex(8)}"
-    for number in count():  # no generator expression: compiled, that would be a list
-        yield f"{prefix}{number:08x}"
+class RequestIds:
+    """Ids that no other process has: 64 random bits of this process and a counter. An endless iterator."""
+
+    __slots__ = ("_head", "_number", "_prefix", "_tails")
+
+    def __init__(self) -> None:
+        self._prefix = f"req-{secrets.token_hex(8)}"
+        self._tails = [f"{number:03x}" for number in range(4096)]
+        self._number = -1
+        self._head = ""
+
+    def __iter__(self) -> RequestIds:
+        return self
+
+    def __next__(self) -> str:
+        self._number = number = self._number + 1
+        tail = number & 4095
+        if not tail:
+            self._head = f"{self._prefix}{number >> 12:05x}"
+        return self._head + self._tails[tail]
 
 
 @dataclass(slots=True)
@@ -109,7 +123,7 @@ class Relay:
     load: InFlight = field(default_factory=InFlight)
     copies: InFlight = field(default_factory=InFlight)  # those of shadow traffic, which `load` counts too
     rng: random.Random = field(default_factory=random.Random)
-    ids: Iterator[str] = field(default_factory=request_ids)
+    ids: RequestIds = field(default_factory=RequestIds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]', re.DOTALL)
 _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 _LONG_BYTES = 16_384
 _MOST_QUOTES = 256
+_WRITTEN = {key: b'"' + key.encode() + b'"' for key in ACTED_ON}
 _EMPTY = re.compile(rb"\s*}")
 _VALUE_AFTER_KEY = re.compile(rb'\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*"|[^\s",{}\[\]]+)')
 
@@ -158,7 +159,7 @@ def _spelled_once(body: bytes, fields: dict[str, Any]) -> bool:
     """Is it plain that no key of ours stands twice? Every look is a fast search, also over a prompt of many megabytes."""
     if body.find(b"\\") >= 0 and _ESCAPED_LETTER.search(body) is not None:
         return False
-    written = [b'"' + key.encode() + b'"' for key in fields if key in ACTED_ON]
+    written = [_WRITTEN[key] for key in fields if key in _WRITTEN]
     if len(body) > _LONG_BYTES:
         once = _once_each(body, tuple(written))
         if once is not None:
