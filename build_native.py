@@ -42,6 +42,7 @@ COMPILED = (
     "gateway/limits/base.py",
     "gateway/limits/local.py",
     "gateway/limits/slots.py",
+    "gateway/metering/base.py",
     "gateway/metering/ledger.py",
     "gateway/metering/log.py",
     "gateway/metering/meter.py",

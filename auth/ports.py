@@ -1,4 +1,4 @@
-"""What auth needs from storage. The gateway's store implements it; auth never sees SQL."""
+"""What auth offers the gateway, and what it needs from storage: the gateway's store implements it; auth never sees SQL."""
 
 from __future__ import annotations
 
@@ -43,6 +43,13 @@ class RefreshGrant:
 
     user_id: str
     token_epoch: int
+
+
+class Authenticates(Protocol):
+    """The seam of authentication: `auth.authenticator.Authenticator`, or a benchmark's open door."""
+
+    def authenticate(self, credential: bytes, now_s: float) -> Principal:
+        """Who this credential is. `AuthError` where nobody is known by it."""
 
 
 class CredentialStore(Protocol):

@@ -15,48 +15,25 @@ import socket
 import sys
 from dataclasses import replace
 
-from auth.authenticator import Authenticator
 from auth.principal import Principal, Role
-from auth.tokens import AccessTokens
 from gateway.app import Services
 from gateway.cli import server
 from gateway.limits.base import NullLimiter
+from gateway.metering.base import NullMeter
 from gateway.metering.ledger import NullLedger
-from gateway.metering.meter import Meter
-from gateway.metering.record import UsageRecord
 from gateway.routing.policies import PolicyContext, Rng
 from gateway.routing.table import Route, RouteTable, Target
 from gateway.settings import Settings
 
 
-class OpenDoor(Authenticator):
+class OpenDoor:
     """Everybody is the same caller, who may use every model and has no limits."""
 
-    def __init__(self, services: Services) -> None:
-        super().__init__(services.live, AccessTokens(b"no token is ever checked by this one"))
+    def __init__(self) -> None:
         self._principal = Principal("nobody", Role.MEMBER, frozenset({"inference"}), limit_id="nobody")
 
     def authenticate(self, credential: bytes, now_s: float) -> Principal:
         return self._principal
-
-
-class NullMeter(Meter):
-    """Counts nothing."""
-
-    def begin(self, model: str) -> None:
-        pass
-
-    def record(self, record: UsageRecord) -> None:
-        pass
-
-    def attempt(self, model: str, backend: str, outcome: str) -> None:
-        pass
-
-    def refusal(self, operation: str, code: str) -> None:
-        pass
-
-    def limit_refusal(self, kind: str) -> None:
-        pass
 
 
 class AsWritten:
@@ -75,7 +52,7 @@ async def compose(settings: Settings, processes: int) -> Services:
     services = await Services.open(settings, processes)
     relay = services.relay
     services.ledger.close()
-    relay.authenticator = OpenDoor(services)
+    relay.authenticator = OpenDoor()
     relay.limiter = NullLimiter()
     relay.ledger = services.ledger = NullLedger()  # type: ignore[assignment]  # whoever closes the services closes it
     relay.meter = NullMeter(relay.meter.metrics)

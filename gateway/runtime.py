@@ -9,14 +9,14 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from auth.authenticator import Authenticator
 from auth.login import Login
 from auth.passwords import Passwords
+from auth.ports import Authenticates
 from backends.local import LocalState
 from gateway.limits.base import Limiter
 from gateway.limits.slots import Slots
+from gateway.metering.base import Metering
 from gateway.metering.log import RequestLog
-from gateway.metering.meter import Meter
 from gateway.metering.record import UsageRecord
 from gateway.routing.health import Health, HealthBoard
 from gateway.routing.table import RouteTable, Target
@@ -103,10 +103,10 @@ class RequestIds:
 class Relay:
     """What the data plane works with. `table` is the only member that is exchanged: a new revision is a new table."""
 
-    authenticator: Authenticator
+    authenticator: Authenticates
     limiter: Limiter
     ledger: Ledger
-    meter: Meter
+    meter: Metering
     log: RequestLog
     tokenizers: TokenizerSource
     table: RouteTable

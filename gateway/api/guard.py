@@ -12,9 +12,9 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 from starlette.types import Scope
 
-from auth.authenticator import Authenticator
 from auth.credential import credential_of
 from auth.errors import AuthError
+from auth.ports import Authenticates
 from auth.principal import Principal
 from gateway.api.bodies import whole
 from gateway.api.policies import Policy, RouteWithoutPolicy, policy_of
@@ -28,7 +28,7 @@ _FORWARDED = frozenset((b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"tr
 class Guard:
     """Decides from what the client sent, never from a path put together again: the route that matched brings its policy."""
 
-    def __init__(self, authenticator: Authenticator) -> None:
+    def __init__(self, authenticator: Authenticates) -> None:
         self._authenticator = authenticator
 
     def admit(self, policy: Policy, scope: Scope) -> Principal | None:
