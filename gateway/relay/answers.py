@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from gateway.errors import GatewayError, InternalError, RateLimited, Unavailable, UpstreamBusy, UpstreamFailed, UpstreamTimeout
+from gateway.errors import GatewayError, InternalError, InvalidRequest, Unavailable, UpstreamBusy, UpstreamFailed, UpstreamTimeout
 from gateway.wire import heads, sse
 from gateway.wire.usage import tail_value
 
@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 # 401, 402, 403, 407: the backend refuses *our* credential or account. That is never the client's to mend.
 _OURS = frozenset((401, 402, 403, 407))
 _BUSY = frozenset((503, 529))
+_CLIENTS = frozenset((400, 404, 413, 422))
 _FULL_PARSE_BELOW = 1_000_000
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"|response\.completed|message_stop')
 _OVERFLOW = re.compile(r"maximum context length is \d+ tokens")
 
 
-def take(flow: Flow, attempt: Attempt, body: bytes) -> None:
-    """The whole answer of one attempt is here; the flow goes on accordingly."""
+def take(flow: Flow, attempt: Attempt, body: bytes, by_close: bool) -> None:
+    """The whole answer of one attempt is here; the flow goes on accordingly. `by_close`: nothing but its JSON says that it is whole."""
     status, headers = attempt.status, attempt.headers
     if 200 <= status < 300:
-        _take_success(flow, attempt, body)
+        _take_success(flow, attempt, body, by_close)
     elif status in _BUSY:
         retry_after_s = _retry_after_s(headers)
         message = f"The backend {flow.backend_name} is overloaded or unavailable; try again later."
@@ -41,10 +42,8 @@ def take(flow: Flow, attempt: Attempt, body: bytes) -> None:
         flow.failed(UpstreamBusy(message, retry_after_s=retry_after_s), f"{status}")
     elif status < 400 or status >= 500 or status in _OURS:
         flow.failed(UpstreamFailed(f"The backend {flow.backend_name} answered with status {status}."), f"{status}")
-    elif flow.without_stream_options(status):
+    elif flow.without_stream_options(status) or (status == 429 and flow.limited(_retry_after_s(headers))):
         return
-    elif status == 429 and flow.another_target(_retry_after_s(headers)):
-        flow.failed(RateLimited("The backend is over its own limit.", retry_after_s=_retry_after_s(headers)), "429")
     else:
         lines = heads.JSON
         for name in (b"retry-after", b"retry-after-ms"):
@@ -54,9 +53,9 @@ def take(flow: Flow, attempt: Attempt, body: bytes) -> None:
         flow.answer(status, lines, _error_body(flow, status, body), None, "rejected")
 
 
-def _take_success(flow: Flow, attempt: Attempt, body: bytes) -> None:
+def _take_success(flow: Flow, attempt: Attempt, body: bytes, by_close: bool) -> None:
     value: Any = None
-    if len(body) < _FULL_PARSE_BELOW:
+    if by_close or len(body) < _FULL_PARSE_BELOW:
         try:
             value = orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -128,9 +127,26 @@ def _message_of(value: Any) -> str | None:
 
 
 def stream_error(flow: Flow, data: bytes) -> GatewayError:
-    """An error event before the commit point: the backend failed, in its own words where it has some."""
+    """An error event before the commit point: the backend failed, in its own words where it has some.
+
+    Some begin a stream before they have looked at the request: their 400 comes as `code` of the first event.
+    """
     message = flow.request.operation.protocol.error_message(data)
+    error = _error_of(data)
+    code = error.get("code")
+    if type(code) is int and code in _CLIENTS and message:
+        return InvalidRequest(message, code="context_length_exceeded" if _OVERFLOW.search(message) else None)
     return UpstreamFailed(message or "The backend answered with something that is not an event stream.")
+
+
+def _error_of(data: bytes) -> dict[str, Any]:
+    """The object `error` of an event; an empty one where there is none."""
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {}
+    error = value.get("error") if type(value) is dict else None
+    return error if type(error) is dict else {}
 
 
 def ending_of(error: GatewayError) -> str:

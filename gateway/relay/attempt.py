@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING
 
 from backends.errors import ConnectTimedOut, NotReady, StaleConnection
-from gateway.errors import GatewayError, ModelLoading, UpstreamFailed, UpstreamTimeout
+from gateway.errors import GatewayError, InternalError, ModelLoading, UpstreamFailed, UpstreamTimeout
 from gateway.relay import answers
 from gateway.relay.operations import Form
 from gateway.relay.stream import EventStream
@@ -133,7 +133,7 @@ class Attempt:
             elif self._raw:
                 self._end_of_raw()
             else:
-                answers.take(self.flow, self, b"".join(self._body))
+                answers.take(self.flow, self, b"".join(self._body), by_close)
         except Exception:
             self.flow.bug()
 
@@ -164,6 +164,10 @@ class Attempt:
             self.flow.relay.held_bytes -= self._held_bytes
             self._held_bytes = 0
 
+    def _by_close(self) -> bool:
+        """Does only the end of the connection say that the answer is over?"""
+        return not any(name in _FRAMING for name, _ in self.headers)
+
     # the three shapes
 
     def _take_head(self, status: int, headers: Headers) -> None:
@@ -179,9 +183,8 @@ class Attempt:
         operation = flow.request.operation
         form = operation.form(flow.streams, answers.header(headers, b"content-type"))
         if form is Form.EVENTS:
-            by_close = not any(name in _FRAMING for name, _ in headers)
             rename = operation.protocol.rename(self.client_model) if self.client_model is not None else None
-            self.stream = EventStream(operation.protocol, by_close, self.asked_usage, rename)
+            self.stream = EventStream(operation.protocol, self._by_close(), self.asked_usage, rename)
         elif form is Form.RAW:
             self._raw = True
 
@@ -218,7 +221,11 @@ class Attempt:
         if data is None:
             return False
         if stream.is_error(data):
-            self._break_off(answers.stream_error(self.flow, data), "error_event")
+            failure = answers.stream_error(self.flow, data)
+            if failure.status < 500:
+                self._give_up(failure, "4xx")
+            else:
+                self._break_off(failure, "error_event")
             return False
         self.committed = True
         self.flow.commit(200, heads.SSE)
@@ -233,7 +240,7 @@ class Attempt:
             flow.wind_idle_clock()
         else:
             self.committed = True
-            flow.commit(self.status, answers.raw_lines(self.headers))
+            flow.commit(self.status, answers.raw_lines(self.headers), self._by_close())
         self._collected_bytes += len(data)
         self._tail = (self._tail + data)[-_RAW_TAIL_BYTES:]
         flow.edge.write_piece(flow.request, data)
@@ -286,7 +293,11 @@ class Attempt:
 
     def _take_error(self, error: BackendError, sent: bool) -> None:
         flow, name = self.flow, self.flow.backend_name
-        if self.committed:
+        if error.__cause__ is not None:
+            flow.log_cause(error.__cause__)
+        if self.target is None:
+            flow.failed(InternalError("The gateway failed on this request; its log says why, under the request id."), "bug")
+        elif self.committed:
             flow.broken(self._broke_off(), error.reason, "upstream_error", self._last)
         elif isinstance(error, NotReady):
             model = repr(flow.model)
@@ -299,8 +310,6 @@ class Attempt:
             text = f"The backend {name} could not be reached in time."
             flow.failed(UpstreamTimeout(text, code="upstream_connect_timeout"), error.reason)
         else:
-            if error.__cause__ is not None:
-                flow.log_cause(error)
             failure = UpstreamFailed(f"The backend {name} could not be reached or did not answer properly ({error.reason}).")
             if isinstance(error, StaleConnection):
                 flow.failed_stale(failure)
@@ -316,7 +325,7 @@ class Attempt:
             self.flow.failed(failure, outcome)
 
     def _give_up(self, failure: GatewayError, outcome: str) -> None:
-        """A limit of ours was passed before the commit point."""
+        """Before the commit point: what the backend is not to blame for, and no other would do better."""
         self.abort()
         self.flow.given_up(failure, outcome)
 

@@ -382,8 +382,10 @@ class Edge(HttpToolsProtocol):
         self.transport.write(head + body)
         self._answered(request)
 
-    def write_head(self, request: Request, status: int, lines: bytes) -> None:
-        """The head of a stream."""
+    def write_head(self, request: Request, status: int, lines: bytes, by_close: bool = False) -> None:
+        """The head of a stream. `by_close`: it ends with the connection, as it did at the backend: nobody knows whether it is whole."""
+        if by_close:
+            request.http10 = True
         if request.http10:
             request.keep_alive = False
             self.transport.write(self._head(request, status, lines) + b"\r\n")

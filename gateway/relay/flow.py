@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from typing import TYPE_CHECKING
 
 import orjson
@@ -223,7 +224,7 @@ class Flow:
         self._target = self._tries = self._fallbacks = 0
         self._targets: tuple[Target, ...] = ()
         self._begin(route, permit)
-        if route.shadow is not None and route.shadow.wants(relay.rng):
+        if route.shadow is not None and self._tokenizer is None and route.shadow.wants(relay.rng):
             self._shadow_body = body
 
     def _find_route(self, peek: Peek) -> Route:
@@ -298,9 +299,9 @@ class Flow:
             client_request_id=request.client_request_id,
             queue_ms=self._queue_ms,
         )
-        if route.arms is not None:
-            record.experiment, record.arm = route.arms.name, route.arms.arm(self)
         try:
+            if route.arms is not None:
+                record.experiment, record.arm = route.arms.name, route.arms.arm(self)
             relay.ledger.begin(record, self._reservation.tokens, self._reservation.cost_pusd)
         except BaseException:
             permit.settle(0, 0)
@@ -517,8 +518,8 @@ class Flow:
         self._tries -= 1
         self._try()
 
-    def another_target(self, retry_after_s: float | None) -> bool:
-        """A 429: the target rests. May another be tried? Once in a request."""
+    def limited(self, retry_after_s: float | None) -> bool:
+        """A 429: the target rests. True: another is asked instead, once in a request."""
         attempt = self.attempt
         if attempt is not None and attempt.target is not None:
             now_s = time.monotonic()
@@ -526,8 +527,11 @@ class Flow:
         if self._limited:
             return False
         self._limited = True
-        more = self._tries < self._serving.max_attempts and self._following(time.monotonic()) > 0
-        return more or (self._serving.fallback is not None and self._fallbacks < _MOST_FALLBACKS)
+        if not self._may_go_on():
+            return False
+        self._leave_attempt("429")
+        self._try()
+        return True
 
     def rest(self, retry_after_s: float) -> None:
         """The backend said when to come back, though it failed."""
@@ -560,8 +564,11 @@ class Flow:
 
     # 7 relay
 
-    def commit(self, status: int, lines: bytes) -> None:
-        """The first of a stream is here: the head goes out, and what only another attempt would need is let go."""
+    def commit(self, status: int, lines: bytes, by_close: bool = False) -> None:
+        """The first of a stream is here: the head goes out, and what only another attempt would need is let go.
+
+        `by_close`: the end of the connection is to be the end of the answer.
+        """
         record, permit = self._record, self._permit
         assert record is not None and permit is not None
         self._committed = True
@@ -577,7 +584,7 @@ class Flow:
         if not self._shadow_body:
             self.edge.drop_body(self.request)
         self.wind_idle_clock()
-        self.edge.write_head(self.request, status, lines + permit.headers)
+        self.edge.write_head(self.request, status, lines + permit.headers, by_close)
 
     def wind_idle_clock(self) -> None:
         """The backend sent something. A slow client stops this clock."""
@@ -828,9 +835,11 @@ class Flow:
             return
         self.refuse(InternalError("The gateway failed on this request; its log says why, under the request id."))
 
-    def log_cause(self, error: Exception) -> None:
-        """A backend that lives in this process failed for a reason of its own."""
-        logger.error("backend failed", request_id=self.request.id, backend=self.backend_name, exc_info=error.__cause__)
+    def log_cause(self, cause: BaseException) -> None:
+        """A backend that lives in this process failed for a reason of its own. Its words are left out: they may quote the prompt."""
+        place = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(cause.__traceback__)][-1:]
+        kind = type(cause).__name__
+        logger.error("backend failed", request_id=self.request.id, backend=self.backend_name, error=kind, place="".join(place))
 
 
 _UNREMARKABLE = frozenset(("ok", "4xx", "client_gone"))

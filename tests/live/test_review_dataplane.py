@@ -15,6 +15,7 @@ from backends.base import Call, Sink
 from backends.errors import ConnectFailed
 from gateway.routing.health import HealthBoard
 from gateway.routing.policies import Shadow
+from gateway.routing.retries import RetryBudget
 from gateway.routing.table import BackendSpec, Prices, Timeouts
 from gateway.runtime import InFlight
 from tests.faults.client import Client
@@ -29,6 +30,7 @@ SPEECH = {"model": "m", "input": "hi", "voice": "x"}
 
 async def head_and_body(at: Place, body: Any, path: str = "/v1/chat/completions", version: str = "1.1") -> Client:
     client = await Client.connect(at.server.port)
+    at._stack.callback(client.close)
     data = orjson.dumps(body)
     head = f"POST {path} HTTP/{version}\r\nhost: x\r\nauthorization: Bearer {at.server.key}\r\ncontent-length: {len(data)}\r\n\r\n"
     client.send(head.encode() + data)
@@ -127,14 +129,6 @@ async def test_what_is_sent_to_a_fallback_is_bounded_by_what_was_reserved() -> N
             assert at.ups["b"].seen[-1].json["max_tokens"] == 50
 
 
-async def test_a_tokenizer_that_fails_is_a_502_and_no_second_fault() -> None:
-    async with place() as at:
-        await at.serve(in_order(await at.target("a", FINE)))
-        at.server.relay.tokenizers.known["m"] = object()  # type: ignore[attr-defined]
-        answer = await at.http.post("/v1/tokenize", json={"model": "m", "prompt": "hi"})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_error")
-
-
 class Refuses:
     """A backend that is not there, and says so at once."""
 
@@ -158,7 +152,29 @@ class Refuses:
     async def close(self) -> None: ...
 
 
+async def test_a_429_that_nobody_else_may_take_passes_as_it_is() -> None:
+    """Where the route allows no retries it was said in our words, without `retry-after-ms`."""
+    async with place() as at:
+        full = {"error": {"message": "slow down", "type": "rate_limit_exceeded", "param": None, "code": "rate_limit_exceeded"}}
+        busy = answers(full, 429, retry_after_ms="1500")
+        await at.serve(in_order(await at.target("a", busy), await at.target("b", FINE), retries=RetryBudget(ratio=0.0)))
+        answer = await at.chat()
+        assert (answer.status_code, answer.json(), answer.headers["retry-after-ms"]) == (429, full, "1500")
+
+
 # verdicts
+
+
+async def test_a_clients_mistake_that_comes_as_the_first_event_is_the_clients() -> None:
+    """vLLM begins some streams before it looks at the request."""
+    async with place() as at:
+        said = {"error": {"object": "error", "message": "top_k must be above 0", "type": "BadRequestError", "param": None, "code": 400}}
+        await at.serve(in_order(await at.target("a", stream(frame(said), frame(b"[DONE]"))), await at.target("b", answers_stream())))
+        for _ in range(6):
+            answer = await at.chat(stream=True)
+            assert (answer.status_code, answer.json()["error"]["message"]) == (400, "top_k must be above 0")
+        assert (at.asked("a"), at.asked("b"), at.board.troubled) == (6, 0, 0)
+        assert {record.ending for record in await at.server.ledger.wait(6)} == {"rejected"}
 
 
 async def test_a_503_that_names_its_pause_is_a_failure_still() -> None:
@@ -295,3 +311,22 @@ async def test_a_raw_answer_that_breaks_off_is_a_reset_to_a_client_of_http_1_0()
         with pytest.raises(ConnectionResetError):
             while await asyncio.wait_for(client.reader.read(65536), 5):
                 pass
+
+
+@pytest.mark.parametrize("tail", [b"[1]}", b"}"])
+async def test_a_large_answer_without_a_length_is_read_to_its_end(tail: bytes) -> None:
+    """Half of it may end in a brace too."""
+    body = b'{"data":[' + b'{"x":1},' * 150_000 + (b'{}],"usage":' + tail)
+    async with place() as at:
+        await at.serve(in_order(await at.target("a", raw(b"HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n" + body))))
+        answer = await at.http.post("/v1/embeddings", json={"model": "m", "input": "hi"})
+        assert answer.status_code == (200 if tail == b"[1]}" else 502)
+
+
+async def test_a_raw_answer_that_ends_with_its_connection_does_so_for_the_client() -> None:
+    """It was given a last chunk, as if anybody knew that it is whole."""
+    async with place() as at:
+        await at.serve(in_order(await at.target("a", raw(b"HTTP/1.0 200 OK\r\ncontent-type: audio/mpeg\r\n\r\nhalf"))))
+        client = await head_and_body(at, SPEECH, "/v1/audio/speech")
+        _, headers = await client.head()
+        assert (headers.get("connection"), headers.get("transfer-encoding"), await client.rest()) == ("close", None, b"half")
