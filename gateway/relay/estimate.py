@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from gateway.relay.tokenize import prompt_tokens
 from gateway.wire.body import positive
@@ -22,13 +22,20 @@ _PICTURES = frozenset(("image", "images", "mask"))  # what edits take as JSON
 _TEMPLATE_TOKENS = 64  # what a chat template puts around messages, beyond the JSON that the body spends on them
 
 
-class Reservation(NamedTuple):
+class Reservation:
     """`prompt_tokens`: exact or bytes / 4. `spliced`: members that make the reserved bound true at the backend."""
 
-    tokens: int
-    cost_pusd: int
-    prompt_tokens: int
-    spliced: tuple[tuple[str, bytes], ...] = ()
+    __slots__ = ("cost_pusd", "prompt_tokens", "spliced", "tokens")
+
+    def __init__(self, tokens: int, cost_pusd: int, prompt_tokens: int, spliced: tuple[tuple[str, bytes], ...] = ()) -> None:
+        self.tokens = tokens
+        self.cost_pusd = cost_pusd
+        self.prompt_tokens = prompt_tokens
+        self.spliced = spliced
+
+    def at_least(self, other: Reservation) -> Reservation:
+        """What covers both."""
+        return Reservation(max(self.tokens, other.tokens), max(self.cost_pusd, other.cost_pusd), self.prompt_tokens, self.spliced)
 
 
 def reservation(operation: Operation, route: Route, peek: Peek, body: bytes, limits: Limits, tokenizers: TokenizerSource) -> Reservation:

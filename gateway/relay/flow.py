@@ -279,7 +279,7 @@ class Flow:
             if other is None:
                 break
             own = reservation(self.request.operation, other, peek, body, principal.limits, relay.tokenizers)
-            wanted = wanted._replace(tokens=max(wanted.tokens, own.tokens), cost_pusd=max(wanted.cost_pusd, own.cost_pusd))
+            wanted = wanted.at_least(own)
             route = other
         return wanted
 
