@@ -29,7 +29,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from gateway.errors import BodyTooLarge, GatewayError, HeadersTooLarge, InternalError, InvalidRequest, Overloaded, UnsupportedEncoding
 from gateway.relay.flow import Flow
-from gateway.relay.operations import CONTROL, MORE_ROUTES, ROUTES, Operation
+from gateway.relay.operations import CONTROL, ROUTES, Operation
 from gateway.wire import heads
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ FRAMING_BYTES = 256_000  # chunk sizes, extensions and trailers of one body may 
 FRAMING_RATIO = 16
 TICK_S = 0.1
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: closing sends RST
-_RELAYED = ROUTES | MORE_ROUTES
 
 # Client headers that a backend may see. Everything else, credentials above all, stays here.
 _FORWARDED = frozenset((b"traceparent", b"tracestate", b"openai-beta", b"anthropic-version", b"anthropic-beta", b"accept-language"))
@@ -197,7 +196,7 @@ class Edge(HttpToolsProtocol):
         version = parser.get_http_version()
         request.http10 = version != "1.1"
         request.keep_alive = not request.http10 and parser.should_keep_alive()
-        operation = _RELAYED.get(self.url.partition(b"?")[0]) if parser.get_method() == b"POST" else None
+        operation = ROUTES.get(self.url.partition(b"?")[0]) if parser.get_method() == b"POST" else None
         request.operation = operation or CONTROL
         self._freeze(request)
         if request.http10 and version != "1.0":  # llhttp takes a line without a version for HTTP/0.9, and 2.0 too

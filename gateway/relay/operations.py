@@ -185,10 +185,9 @@ CONTROL = Operation("control", "", ())
 """What is not relayed. Named where such a request is refused before ASGI sees it."""
 
 # Request target -> operation. Looked up with the path exactly as the client sent it.
-MORE_ROUTES: dict[bytes, Operation] = {b"/v1" + op.path.encode(): op for op in _PASSED_ON}
-ROUTES: dict[bytes, Operation] = (
-    {b"/v1" + op.path.encode(): op for op in _OPERATIONS} | {op.path.encode(): op for op in _OPERATIONS if op.inside} | MORE_ROUTES
-)
+ROUTES: dict[bytes, Operation] = {b"/v1" + op.path.encode(): op for op in _OPERATIONS + _PASSED_ON} | {
+    op.path.encode(): op for op in _OPERATIONS if op.inside
+}
 
 # What a member that is required may be, and how that is said. Not named: a string or a list.
 _SHAPES: Mapping[str, tuple[tuple[type, ...], str]] = {

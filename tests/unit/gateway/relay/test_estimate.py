@@ -7,14 +7,14 @@ import pytest
 
 from auth.principal import Budget, Limits
 from gateway.relay.estimate import Reservation, reservation
-from gateway.relay.operations import MORE_ROUTES, ROUTES
+from gateway.relay.operations import ROUTES
 from gateway.routing.table import Prices
 from tests.relay_server import NoTokenizers, route
 
 if TYPE_CHECKING:
     from gateway.runtime import TokenizerSource
 
-ALL = {operation.name: operation for operation in (ROUTES | MORE_ROUTES).values()}
+ALL = {operation.name: operation for operation in ROUTES.values()}
 FORM = b"multipart/form-data; boundary=XyZ"
 LIMITED = Limits(tpm=10**6)
 BUDGET = Limits(budget=Budget(10**12))
