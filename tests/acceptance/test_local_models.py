@@ -180,7 +180,8 @@ async def test_a_killed_worker_is_passed_over_or_named_and_comes_back(running: G
     assert (await client.chat.completions.create(model="pair", messages=SAY, max_tokens=1)).system_fingerprint is None
     failed_over = [row for row in _ledger(running) if row["model"] == "pair" and row["backend"] == "spare"]
     assert len(failed_over) >= 20
-    assert {(row["attempts"], row["status"], row["ending"]) for row in failed_over} == {(2, 200, "success")}
+    assert {(row["status"], row["ending"]) for row in failed_over} == {(200, "success")}
+    assert {row["attempts"] for row in failed_over} <= {1, 2}  # who comes later does not even ask the dead one
 
 
 async def test_the_keeper_may_die_too(running: Gateway, client: AsyncOpenAI) -> None:
