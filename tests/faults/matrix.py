@@ -377,6 +377,7 @@ class Load:
         self._server = server
         self.answers: Counter[str] = Counter()
         self.faults: list[str] = []
+        self.over = False  # asked to end. Not by cancelling: asyncio.wait_for of Python 3.11 swallows a cancellation that meets its result
         self._bodies: dict[bool, bytes] = {}
 
     def _request(self, stream: bool) -> bytes:
@@ -388,7 +389,7 @@ class Load:
         client = await Client.connect(self._server.port)
         stream = False
         try:
-            while True:
+            while not self.over:
                 stream = not stream
                 client.send(self._request(stream))
                 answer = await client.answer()
@@ -397,8 +398,6 @@ class Load:
                 if answer.status != 200 or not answer.complete or answer.body != wanted or stream != answer.body.endswith(b"[DONE]\n\n"):
                     self.faults.append(f"{answer.status} {answer.complete} {answer.body[:200]!r}")
                 await asyncio.sleep(pause_s)
-        except asyncio.CancelledError:
-            raise
         except Exception as error:  # a fault of the gateway, to be told like the others
             self.faults.append(repr(error))
         finally:
@@ -445,9 +444,8 @@ async def rounds(count: int, wanted: list[Case], clients: int = 6, pause_s: floa
                 tasks = [asyncio.create_task(load.run(pause_s)) for _ in range(clients)]
                 results = await matrix.run(wanted)
                 seconds = time.monotonic() - started_s
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                load.over = True
+                await asyncio.gather(*tasks)
                 yield Report(results, load, seconds, await _left_over(server))
 
 
