@@ -44,13 +44,13 @@ class Attempt:
         "_last",
         "_raw",
         "_tail",
+        "_taps_tail",
         "asked_usage",
         "client_model",
         "committed",
         "exchange",
         "flow",
         "headers",
-        "renames_model",
         "started_s",
         "status",
         "stream",
@@ -68,6 +68,7 @@ class Attempt:
         self.status = 0
         self.stream: EventStream | None = None
         self._raw = False
+        self._taps_tail = False  # a raw answer that is JSON: its usage stands at the end
         self._body: list[bytes] = []
         self._collected_bytes = 0
         self._held_bytes = 0
@@ -187,6 +188,7 @@ class Attempt:
             self.stream = EventStream(operation.protocol, self._by_close(), self.asked_usage, rename)
         elif form is Form.RAW:
             self._raw = True
+            self._taps_tail = b"json" in answers.header(headers, b"content-type").lower()
 
     def _collect(self, data: bytes) -> None:
         self._body.append(data)
@@ -242,7 +244,8 @@ class Attempt:
             self.committed = True
             flow.commit(self.status, answers.raw_lines(self.headers), self._by_close())
         self._collected_bytes += len(data)
-        self._tail = (self._tail + data)[-_RAW_TAIL_BYTES:]
+        if self._taps_tail:
+            self._tail = (self._tail + data)[-_RAW_TAIL_BYTES:]
         flow.edge.write_piece(flow.request, data)
 
     # endings
@@ -287,7 +290,7 @@ class Attempt:
         if not self.committed:
             self.flow.failed(UpstreamFailed(f"The backend {self.flow.backend_name} answered with nothing."), "empty")
             return
-        if b"json" in answers.header(self.headers, b"content-type").lower():
+        if self._taps_tail:
             self.flow.usage = answers.raw_usage(self.flow, self._tail)
         self.flow.finish(b"", "success", "ok")
 
