@@ -19,6 +19,14 @@ metadata = MetaData(
     }
 )
 
+teams = Table(
+    "teams",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("created_at", Time, nullable=False),
+)
+
 users = Table(
     "users",
     metadata,
@@ -29,6 +37,15 @@ users = Table(
     Column("token_epoch", Integer, nullable=False),  # login tokens of an older epoch are refused
     Column("created_at", Time, nullable=False),
     Column("disabled_at", Time),
+    Column("kind", Text, nullable=False, server_default="person"),  # person, service: a service never logs in
+    Column("name", Text),  # to show
+    Column("team_id", Text, index=True),  # of at most one team; a manager manages this one
+    Column("rpm", BigInteger),  # limits of what the user does with a login token; keys have their own
+    Column("tpm", BigInteger),
+    Column("concurrency", BigInteger),
+    Column("budget_pusd", BigInteger),
+    Column("budget_window", Text),
+    Column("last_login_at", Time),
 )
 
 api_keys = Table(
@@ -47,7 +64,19 @@ api_keys = Table(
     Column("created_at", Time, nullable=False),
     Column("expires_at", Time),
     Column("revoked_at", Time),
+    Column("description", Text, nullable=False, server_default=""),
+    Column("networks", Strings, nullable=False, server_default="[]"),  # CIDR; [] = from anywhere
+    Column("prefix", Text),  # what is shown of an imported key; null: it begins with "sk-gw-" and its id
+    Column("created_by", Text),
     Index(None, "created_at", "id"),
+)
+
+# When a key was last used, to the minute. Beside the keys: it changes all the time, and nobody reloads anything for it.
+key_uses = Table(
+    "key_uses",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("at", Time, nullable=False),
 )
 
 # A rotated key has several digests for a while; those before the newest carry the end of their grace.
@@ -70,6 +99,56 @@ refresh_tokens = Table(
     Column("created_at", Time, nullable=False),
     Column("expires_at", Time, nullable=False, index=True),
     Column("used_at", Time),  # exchanged for its successor; seen again = stolen
+)
+
+# One-time links with which a user sets a password. The text is never stored.
+password_links = Table(
+    "password_links",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("user_id", Text, ForeignKey("users.id"), nullable=False, index=True),
+    Column("created_at", Time, nullable=False),
+    Column("expires_at", Time, nullable=False, index=True),
+)
+
+# Where a user has logged in from: such an address goes first when many try.
+login_addresses = Table(
+    "login_addresses",
+    metadata,
+    Column("user_id", Text, ForeignKey("users.id"), primary_key=True),
+    Column("address", Text, primary_key=True),
+    Column("at", Time, nullable=False, index=True),
+)
+
+# Who a user is at an OpenID provider.
+identities = Table(
+    "identities",
+    metadata,
+    Column("issuer", Text, primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column("user_id", Text, ForeignKey("users.id"), nullable=False, index=True),
+    Column("created_at", Time, nullable=False),
+)
+
+# One-time codes that a browser's login hands to the command line that began it.
+login_codes = Table(
+    "login_codes",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("user_id", Text, ForeignKey("users.id"), nullable=False, index=True),
+    Column("challenge", Text, nullable=False),  # PKCE, S256
+    Column("expires_at", Time, nullable=False, index=True),
+)
+
+# Keys that sign login tokens. The newest one signs; those before it verify until they expire.
+signing_keys = Table(
+    "signing_keys",
+    metadata,
+    Column("kid", Text, primary_key=True),
+    Column("algorithm", Text, nullable=False),  # HS256, RS256, ES256
+    Column("ciphertext", LargeBinary, nullable=False),
+    Column("created_at", Time, nullable=False),
+    Column("expires_at", Time),  # null: the one that signs
 )
 
 secrets = Table(
@@ -108,7 +187,7 @@ changes = Table(
     metadata,
     Column("id", Serial, primary_key=True, autoincrement=True),  # grows in the order of commits
     Column("at", Time, nullable=False),
-    Column("kind", Text, nullable=False),  # user, key, revision, secret
+    Column("kind", Text, nullable=False),  # user, key, team, revision, secret, signing_key
     Column("entity_id", Text, nullable=False),
     Column("actor", Text, nullable=False),
     sqlite_autoincrement=True,
