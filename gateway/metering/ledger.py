@@ -23,6 +23,7 @@ from typing import Any
 import orjson
 
 from gateway.errors import LedgerFull
+from gateway.metering.lines import begin_line, end_line
 from gateway.metering.record import FIELDS, UsageRecord
 
 SUFFIX = ".seg"
@@ -66,12 +67,9 @@ class SegmentWriter:
     def begin(self, record: UsageRecord, reserved_tokens: int, reserved_pusd: int) -> None:
         """Admission. LedgerFull if there is no room for it and for its END: the request must not run."""
         r = record
-        data = orjson.dumps(
-            (
-                "B", r.request_id, r.started_at, r.operation, r.key_id, r.user_id, r.model, r.revision, r.client_request_id,
-                reserved_tokens, reserved_pusd,
-            ),
-            option=orjson.OPT_APPEND_NEWLINE,
+        data = begin_line(
+            r.request_id, r.started_at, r.operation, r.key_id, r.user_id, r.model, r.revision, r.client_request_id,
+            reserved_tokens, reserved_pusd,
         )  # fmt: skip
         end = self._at + len(data)
         if end + self._reserved + END_BYTES > self._size:
@@ -108,13 +106,10 @@ class SegmentWriter:
 
 def _end_line(record: UsageRecord, client_request_id: str | None) -> bytes:
     r = record
-    return orjson.dumps(
-        (
-            "E", r.request_id, r.started_at, r.operation, r.key_id, r.user_id, r.model, r.revision, client_request_id,
-            r.backend, r.attempts, r.status, r.ending, r.prompt_tokens, r.completion_tokens, r.token_source, r.cost_pusd,
-            r.duration_ms, r.ttft_ms, r.queue_ms, r.connect_ms, r.experiment, r.arm,
-        ),
-        option=orjson.OPT_APPEND_NEWLINE,
+    return end_line(
+        r.request_id, r.started_at, r.operation, r.key_id, r.user_id, r.model, r.revision, client_request_id,
+        r.backend, r.attempts, r.status, r.ending, r.prompt_tokens, r.completion_tokens, r.token_source, r.cost_pusd,
+        r.duration_ms, r.ttft_ms, r.queue_ms, r.connect_ms, r.experiment, r.arm,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.metering.names import DURATION_BUCKETS_S, TTFT_BUCKETS_S
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.metering.record import UsageRecord
 
 
+_BATCH_RECORDS: Final = 256
 # As `routing.health` names them.
 _STATES: Mapping[str, int] = MappingProxyType({"closed": 0, "half_open": 1, "open": 2, "resting": 3})
 
@@ -45,6 +46,7 @@ class Meter:
         self._counts: dict[tuple[str, str | None, str, int, str], _Counts] = {}
         self._attempts: dict[tuple[str, str, str], int] = {}
         self._running: dict[str, int] = {}
+        self._ended: list[UsageRecord] = []  # not counted yet
         self._probed: set[tuple[str, str]] = set()
 
     def begin(self, model: str) -> None:
@@ -52,9 +54,20 @@ class Meter:
         self._running[model] = self._running.get(model, 0) + 1
 
     def record(self, record: UsageRecord) -> None:
-        """An admitted request has ended."""
+        """An admitted request has ended; the record does not change any more."""
+        self._running[record.model] -= 1
+        self._ended.append(record)
+        if len(self._ended) >= _BATCH_RECORDS:
+            self._count_ended()
+
+    def _count_ended(self) -> None:
+        """Many at once: one after another, each between the other work of its request, took twice as long."""
+        for record in self._ended:
+            self._count(record)
+        self._ended.clear()
+
+    def _count(self, record: UsageRecord) -> None:
         r = record
-        self._running[r.model] -= 1
         key = (r.model, r.backend, r.operation, r.status, r.ending)
         counts = self._counts.get(key)
         if counts is None:
@@ -129,6 +142,7 @@ class Meter:
 
     def flush(self) -> None:
         """Hand over what was counted."""
+        self._count_ended()
         metrics = self.metrics
         for model, running in self._running.items():
             metrics.in_flight.labels(model).set(running)

@@ -23,11 +23,11 @@ from gateway.store.migrate import migrate
 from gateway.store.usage import segment_offsets, usage_by
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
-MS = st.floats(0, 1e9)
+MS = st.floats(0, 1e9).map(lambda ms: round(ms, 6))  # as the ledger writes it
 COUNTS = st.integers(0, 10**9)
 ADMITTED = st.fixed_dictionaries(
     {
-        "started_at": st.floats(1.7e9, 1.7e9 + 90_000),
+        "started_at": st.floats(1.7e9, 1.7e9 + 90_000).map(lambda at: round(at, 6)),
         "operation": st.sampled_from(("chat", "embeddings")),
         "key_id": st.none() | st.sampled_from(("k1", "k2")),
         "user_id": NAMES,

@@ -1,0 +1,91 @@
+"""Both forms of the ledger's lines write the same: the one in Python, and the one in C where it is compiled."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gateway.metering.lines as taken
+
+WORDS = st.text(st.characters(codec="utf-8"), max_size=40)
+WORD_OR_NONE = st.none() | WORDS
+WHOLE = st.integers(-(2**63), 2**63 - 1)
+# a double is rounded to six places in both, but may lie on the border between two
+PLACES = st.floats(-4e9, 4e9).map(lambda value: round(value, 6)) | st.sampled_from((0.0, -0.0, 1.5, 1e-6, 1795242728.437149))
+TIMES = st.none() | PLACES
+BEGIN = st.tuples(WORDS, PLACES, WORDS, WORD_OR_NONE, WORDS, WORDS, WHOLE, WORD_OR_NONE, WHOLE, WHOLE)
+END = st.tuples(
+    WORDS, PLACES, WORDS, WORD_OR_NONE, WORDS, WORDS, WHOLE, WORD_OR_NONE, WORD_OR_NONE, WHOLE, WHOLE, WORDS, WHOLE, WHOLE, WORDS, WHOLE,
+    TIMES, TIMES, TIMES, TIMES, WORD_OR_NONE, WORD_OR_NONE,
+)  # fmt: skip
+
+
+def in_python() -> ModuleType:
+    """The module as its source says it, whatever was compiled."""
+    import gateway
+
+    spec = importlib.util.spec_from_file_location("lines_in_python", Path(gateway.__file__).parent / "metering" / "lines.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PYTHON = in_python()
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(BEGIN)
+def test_an_admission_is_the_same_in_both(values: tuple[Any, ...]) -> None:
+    written = taken.begin_line(*values)
+    assert orjson.loads(written) == orjson.loads(PYTHON.begin_line(*values)) == ["B", *values]
+    assert written.count(b"\n") == 1
+    assert written.endswith(b"]\n")
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(END)
+def test_an_ending_is_the_same_in_both(values: tuple[Any, ...]) -> None:
+    assert orjson.loads(taken.end_line(*values)) == orjson.loads(PYTHON.end_line(*values)) == ["E", *values]
+
+
+@pytest.mark.parametrize("module", [taken, PYTHON], ids=["taken", "python"])
+def test_text_is_escaped_and_long_text_has_room(module: ModuleType) -> None:
+    text = "".join(map(chr, range(300))) * 100 + "\U0001f511"
+    written = module.begin_line(text, 1.0, "chat", None, "u", "m", 1, text, 0, 0)
+    assert orjson.loads(written)[1] == text
+    assert orjson.loads(written)[8] == text
+    assert b"\0" not in written
+
+
+@pytest.mark.parametrize("module", [taken, PYTHON], ids=["taken", "python"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, 9.1e9])
+def test_what_is_no_time_is_null(module: ModuleType, value: float) -> None:
+    assert orjson.loads(module.begin_line("r", value, "chat", None, "u", "m", 1, None, 0, 0))[2] is None
+
+
+@pytest.mark.parametrize("module", [taken, PYTHON], ids=["taken", "python"])
+@pytest.mark.parametrize("value", [0.0000004, 0.1234567, 1234.5678915, 1795242728.4371495, -0.5])
+def test_times_have_six_places(module: ModuleType, value: float) -> None:
+    read = orjson.loads(module.begin_line("r", value, "chat", None, "u", "m", 1, None, 0, 0))[2]
+    assert abs(read - value) <= 0.5000005e-6 + 2e-7
+    assert round(read, 6) == read
+
+
+@pytest.mark.parametrize("module", [taken, PYTHON], ids=["taken", "python"])
+def test_what_cannot_be_written_is_refused(module: ModuleType) -> None:
+    with pytest.raises((UnicodeEncodeError, TypeError)):  # orjson: a TypeError of its own
+        module.begin_line("\ud800", 1.0, "chat", None, "u", "m", 1, None, 0, 0)
+    with pytest.raises((OverflowError, TypeError)):
+        module.begin_line("r", 1.0, "chat", None, "u", "m", 2**70, None, 0, 0)
+    with pytest.raises(TypeError):
+        module.begin_line("r")
