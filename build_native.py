@@ -40,7 +40,7 @@ COMPILED = (
     "backends/custom.py",
     "backends/http1.py",
     "gateway/limits/base.py",
-    "gateway/limits/local.py",
+    "gateway/limits/shared.py",
     "gateway/limits/slots.py",
     "gateway/metering/base.py",
     "gateway/metering/ledger.py",
@@ -68,7 +68,7 @@ COMPILED = (
     "gateway/wire/usage.py",
 )
 # Modules that have a form in C beside them, written by hand: the same functions, under the same tests.
-WRITTEN_IN_C = ("gateway/metering/lines.py",)
+WRITTEN_IN_C = ("gateway/limits/levels.py", "gateway/metering/lines.py") if sys.platform == "linux" else ("gateway/metering/lines.py",)
 _PACKAGES = ("auth", "backends", "gateway")
 
 

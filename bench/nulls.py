@@ -47,9 +47,9 @@ def undecided(route: Route) -> Route:
     return replace(route, policy=AsWritten())
 
 
-async def compose(settings: Settings, processes: int) -> Services:
+async def compose(settings: Settings) -> Services:
     """The services of `gateway serve`, then null forms in place of what stands behind the seams."""
-    services = await Services.open(settings, processes)
+    services = await Services.open(settings)
     relay = services.relay
     services.ledger.close()
     relay.authenticator = OpenDoor()
@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.nulls", description="The gateway's server with null forms behind its seams.")
     parser.add_argument("--port", type=int, required=True)
     listening = socket.create_server(("127.0.0.1", parser.parse_args().port), backlog=4096)
-    sys.argv[1:] = ["1", str(listening.detach())]  # as the supervisor hands it over
+    sys.argv[1:] = [str(listening.detach())]  # as the supervisor hands it over
     server.main(compose)
 
 

@@ -27,8 +27,8 @@ from backends.folder import weights_folder
 from backends.local import LocalBackend, LocalState, PathRefused, locate
 from gateway.api import create_api
 from gateway.keeper.settle import settle
-from gateway.limits.local import LocalLimiter
-from gateway.limits.refusing import RefusingLimiter
+from gateway.limits.levels import FORM, Levels
+from gateway.limits.shared import SharedLimiter
 from gateway.limits.slots import Slots
 from gateway.metering.exposition import exposition
 from gateway.metering.ledger import SegmentWriter
@@ -67,6 +67,7 @@ logger = structlog.get_logger(__name__)
 
 POLL_S = 0.015  # how often the shared counters are looked at: a change is in force well within 50 ms
 OBSERVE_S = 1.0
+SWEEP_S = 0.5  # what a killed process held is free within a second
 SETTLE_S = 10.0  # how long a starting server waits for the ledger of one that died
 LOST_WORD_S = 5.0  # the same on SQLite, where all changes are made on this host and the counters tell of each
 REMOTE_POLL_S = 0.5  # how often the change log itself is read, for changes made on other hosts
@@ -148,9 +149,7 @@ class RouteTokenizers:
 class Services:
     """One server process's services. Made by `open`."""
 
-    def __init__(
-        self, settings: Settings, db: Database, generation: Generation, live: LiveTables, secret_key: str, processes: int = 1
-    ) -> None:
+    def __init__(self, settings: Settings, db: Database, generation: Generation, live: LiveTables, secret_key: str) -> None:
         self.settings = settings
         self.db = db
         self.generation = generation
@@ -171,9 +170,10 @@ class Services:
         metrics = make_metrics(CollectorRegistry())
         metrics.build.labels(version("model-gateway")).set(1)
         self.ledger = SegmentWriter(settings.run_dir / "ledger")
+        self._limiter = SharedLimiter(Levels(settings.run_dir / f"levels-{FORM}"), self._spending.spent_pusd)
         self.relay = Relay(
             authenticator=Authenticator(live, tokens),
-            limiter=LocalLimiter(self._spending.spent_pusd) if processes == 1 else RefusingLimiter(),
+            limiter=self._limiter,
             ledger=self.ledger,
             meter=Meter(metrics),
             log=RequestLog(),
@@ -204,14 +204,14 @@ class Services:
         )
 
     @classmethod
-    async def open(cls, settings: Settings, processes: int = 1) -> Services:
-        """Load everything that a request may need, so that no request waits for the store. `processes`: how many serve beside it."""
+    async def open(cls, settings: Settings) -> Services:
+        """Load everything that a request may need, so that no request waits for the store."""
         secret_key = load_or_create_secret_key(settings.home, settings.secret_key.get_secret_value())
         db = Database(settings.database)
         generation = Generation(settings.run_dir / "generation")
         live = await LiveTables.load(db)
         generation.set_change(live.applied)
-        services = cls(settings, db, generation, live, secret_key, processes)
+        services = cls(settings, db, generation, live, secret_key)
         await services._read_spending()
         await services._tokenizers.follow(await services._load_table())
         return services
@@ -262,7 +262,7 @@ class Services:
 
     async def follow(self) -> None:
         """Apply changes as they are made. Runs until cancelled; the store may go away and come back meanwhile."""
-        local, looked_s, observed_s, failing = -1, 0.0, 0.0, False
+        local, looked_s, observed_s, swept_s, failing = -1, 0.0, 0.0, 0.0, False
         remote_s = REMOTE_POLL_S if self.db.dialect == "postgresql" else LOST_WORD_S
         generation, live, wake, loop = self.generation, self.live, asyncio.Event(), asyncio.get_running_loop()
         timer: asyncio.Handle | None = None
@@ -271,8 +271,11 @@ class Services:
             return self._reload or generation.change != live.applied or now_s > looked_s + remote_s
 
         def look() -> None:  # a plain timer: waking a task this often would cost more than all the rest of an idle server
-            nonlocal timer
+            nonlocal timer, swept_s
             now_s = time.monotonic()
+            if now_s > swept_s + SWEEP_S:
+                swept_s = now_s
+                self._limiter.sweep()
             if generation.local != local or now_s > observed_s + OBSERVE_S or behind(now_s):
                 wake.set()
             timer = loop.call_later(POLL_S, look)
@@ -358,6 +361,7 @@ class Services:
             self._tokenizing.cancel()
         self.relay.log.flush()
         self.ledger.close()
+        self._limiter.close()
         self._tokenizers.close()
         await self._backends.close()
         await self.db.close()

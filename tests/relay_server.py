@@ -28,7 +28,6 @@ from auth.principal import Limits, Principal, Role
 from auth.tokens import AccessTokens
 from backends.base import Backend
 from backends.custom import CustomBackend
-from gateway.limits.local import LocalLimiter
 from gateway.metering.log import RequestLog
 from gateway.metering.meter import Meter
 from gateway.metering.names import make_metrics
@@ -38,6 +37,7 @@ from gateway.routing.policies import POLICIES
 from gateway.routing.table import Prices, Route, RouteTable, Target, Timeouts
 from gateway.runtime import Relay
 from gateway.wire.tokens import Tokenizer
+from tests.levels import own_limiter
 
 
 class Keys:
@@ -152,7 +152,7 @@ async def relay_server(*routes: Route, **settings: Any) -> AsyncIterator[RelaySe
     keys, ledger = Keys(), MemoryLedger()
     fields: dict[str, Any] = {
         "authenticator": Authenticator(keys, AccessTokens(b"k" * 32)),
-        "limiter": LocalLimiter(),
+        "limiter": own_limiter(),
         "ledger": ledger,
         "meter": Meter(make_metrics(CollectorRegistry())),
         "log": RequestLog(fd=-1),

@@ -60,13 +60,13 @@ def serve(
     make_home(settings)
     with hold_home(settings.home, settings.run_dir):
         announce(asyncio.run(initialise(settings)))
-        paste = asyncio.run(_prepare(settings, config, workers, snippet))
+        paste = asyncio.run(_prepare(settings, config, snippet))
         sockets = _listen(settings, workers)
         raise typer.Exit(asyncio.run(Supervisor(settings, sockets, paste).run()))
 
 
-async def _prepare(settings: Settings, config: str | None, workers: int, with_snippet: bool) -> Callable[[str], str] | None:
-    """Once, before any server runs: the configuration file, the route table, what several processes cannot do yet.
+async def _prepare(settings: Settings, config: str | None, with_snippet: bool) -> Callable[[str], str] | None:
+    """Once, before any server runs: the configuration file and the route table.
 
     Returns what makes the lines to paste out of the server's URL, where they are wanted.
     """
@@ -77,8 +77,6 @@ async def _prepare(settings: Settings, config: str | None, workers: int, with_sn
         async with ctx.db.read() as conn:
             ctx.generation.reset_change(await changelog.latest(conn))
         await _settle_revision(ctx, config)
-        if workers > 1:
-            await _refuse_limited_keys(ctx)
         if not with_snippet:
             return None
         key_file = await ensure_demo_key(ctx)
@@ -108,16 +106,6 @@ async def _settle_revision(ctx: Context, config: str | None) -> None:
         document = default_document(settings.default_chat_model or "demo-chat", settings.default_embedding_model or "demo-embed")
         live = (await apply_document(ctx, document, "the default models")).id
         tell(f"Revision {live} is live: it serves {' and '.join(model.id for model in document.models)}.")
-
-
-async def _refuse_limited_keys(ctx: Context) -> None:
-    """Limits are exact within one process only, so far: rather none than `limit x workers`."""
-    from gateway.store.live import LiveTables
-
-    live = await LiveTables.load(ctx.db)
-    limited = sum(1 for record in live.records() if record.principal.limits.limited)
-    if limited:
-        fail(f"{limited} keys have limits, and limits are exact in one server process only: serve with --workers 1, or lift them.")
 
 
 def _listen(settings: Settings, workers: int) -> list[socket.socket]:
@@ -170,7 +158,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._stopping.set)
         environment = self._environment()
         keeper = asyncio.create_task(self._keep("keeper", ["-m", "gateway.keeper", "--server-url", self.url], (), environment))
-        command = ["-m", "gateway.cli.server", str(len(self._sockets))]
+        command = ["-m", "gateway.cli.server"]
         servers = [
             asyncio.create_task(self._keep(f"server-{i}", [*command, str(sock.fileno())], (sock.fileno(),), environment))
             for i, sock in enumerate(self._sockets)

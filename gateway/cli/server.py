@@ -74,8 +74,8 @@ class RelayServer(uvicorn.Server):
         logger.info("drained", ended_requests=len(cut))
 
 
-def main(compose: Callable[[Settings, int], Awaitable[Services]] = Services.open) -> None:
-    """argv: how many server processes there are, and the file descriptor of this one's listening socket.
+def main(compose: Callable[[Settings], Awaitable[Services]] = Services.open) -> None:
+    """argv: the file descriptor of this process's listening socket.
 
     `compose`: the benchmark puts other forms behind the seams here; `gateway serve` never does.
     """
@@ -83,16 +83,16 @@ def main(compose: Callable[[Settings, int], Awaitable[Services]] = Services.open
     settings = load_settings()
     configure_logs(settings.log_level)
     _raise_descriptor_limit()
-    processes, fd = map(int, sys.argv[1:])
+    (fd,) = map(int, sys.argv[1:])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve([socket.socket(fileno=fd)], processes, compose))
+        runner.run(_serve([socket.socket(fileno=fd)], compose))
 
 
-async def _serve(sockets: list[socket.socket], processes: int, compose: Callable[[Settings, int], Awaitable[Services]]) -> None:
+async def _serve(sockets: list[socket.socket], compose: Callable[[Settings], Awaitable[Services]]) -> None:
     settings = load_settings()
     try:
         tls = ServerTls.of(settings)
-        services = await compose(settings, processes)
+        services = await compose(settings)
     except (CommandFailed, StoreFault, StoreUnavailable, OSError) as error:  # faults of the machine, not of the program: no traceback
         logger.error("the server could not start", reason=sentence(error))
         sys.exit(1)

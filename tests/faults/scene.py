@@ -13,7 +13,7 @@ import orjson
 from auth.principal import Budget, Limits
 from backends.custom import CustomBackend
 from backends.local import LocalBackend
-from gateway.limits.local import LocalLimiter
+from gateway.limits.shared import SharedLimiter
 from gateway.metering.record import UsageRecord
 from gateway.routing.table import Target, Timeouts
 from tests.faults.client import Answer, Client
@@ -92,10 +92,9 @@ class Scene:
         relay = self.server.relay
         if self.gauge():
             yield f"in flight: {self.gauge()}"
-        assert isinstance(relay.limiter, LocalLimiter)
-        for account in relay.limiter._accounts.values():
-            if account.running or account.reserved_pusd:
-                yield f"account: {account.running} running, {account.reserved_pusd} reserved"
+        assert isinstance(relay.limiter, SharedLimiter)
+        for running, reserved_pusd in relay.limiter.running().values():
+            yield f"account: {running} running, {reserved_pusd} reserved"
         if relay.load._running:
             yield "targets are still loaded"
         if relay.held_bytes:

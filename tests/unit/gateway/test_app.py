@@ -15,7 +15,6 @@ import pytest
 from auth.principal import Budget, Limits
 from gateway.app import LOST_WORD_S, Services
 from gateway.changes import Actor, apply_revision, create_key, ensure_admin, revoke_key, update_key
-from gateway.errors import Unavailable
 from gateway.limits.base import Refusal
 from gateway.metering.ledger import SegmentWriter
 from gateway.metering.record import UsageRecord
@@ -58,8 +57,8 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
 
 
 @asynccontextmanager
-async def serving(house: House, processes: int = 1) -> AsyncIterator[Services]:
-    services = await Services.open(house.settings, processes)
+async def serving(house: House) -> AsyncIterator[Services]:
+    services = await Services.open(house.settings)
     following = asyncio.create_task(services.follow())
     try:
         yield services
@@ -111,12 +110,16 @@ async def test_a_budget_given_to_a_running_key_counts_what_the_window_has_seen(h
         assert not refused(services, key_id, limits, 2 * CENT)
 
 
-async def test_several_processes_refuse_what_they_cannot_limit(house: House) -> None:
-    async with serving(house, processes=2) as services:
-        with pytest.raises(Unavailable, match="limits"):
-            services.relay.limiter.reserve("k", Limits(rpm=5), 0, 0)
-        assert not refused(services, "k", Limits(), 0)
-        assert services.relay.limiter.headers("k", Limits(rpm=5)) == b""
+async def test_several_processes_count_together(house: House) -> None:
+    limits = Limits(rpm=5, budget=Budget(10 * CENT, "day"))
+    async with serving(house) as one, serving(house) as other:
+        decisions = [services.relay.limiter.reserve("k", limits, 0, CENT) for services in (one, other) * 4]
+        assert sum(isinstance(decision, Refusal) for decision in decisions) == 3
+        for decision in decisions:
+            if not isinstance(decision, Refusal):
+                decision.settle(0, 2 * CENT)
+        assert refused(one, "k", replace(limits, rpm=None), CENT)
+        assert refused(other, "k", replace(limits, rpm=None), CENT)
 
 
 async def test_a_change_made_on_another_host_is_read_once(house: House, tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from backends.echo import EchoBackend
 from backends.local import LocalBackend, LocalState
 from gateway.api import create_api
 from gateway.changes import Actor, create_key, create_user
-from gateway.limits.local import LocalLimiter
 from gateway.metering.exposition import exposition
 from gateway.metering.ledger import SegmentWriter
 from gateway.metering.log import RequestLog
@@ -42,6 +41,7 @@ from gateway.store.migrate import migrate
 from gateway.store.secrets import SecretBox, read_all
 from gateway.store.users import User
 from gateway.wire.tokens import Tokenizer
+from tests.levels import own_limiter
 
 PASSWORD = "correct horse battery 9"
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
@@ -102,7 +102,7 @@ def make_control(db: Database, generation: Generation, live: LiveTables, folder:
     meter = Meter(make_metrics(CollectorRegistry()))
     relay = Relay(
         authenticator=Authenticator(live, TOKENS),
-        limiter=LocalLimiter(lambda _limit_id, _window: 0),
+        limiter=own_limiter(),
         ledger=SegmentWriter(folder / "ledger"),
         meter=meter,
         log=RequestLog(),

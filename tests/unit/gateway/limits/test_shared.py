@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from auth.principal import Budget, Limits
 from gateway.limits.base import FREE, Permit, Refusal
-from gateway.limits.local import LocalLimiter, duration
+from tests.levels import own_limiter
 
 
 @dataclass
@@ -38,7 +38,7 @@ def fields(headers: bytes) -> dict[str, str]:
 @given(st.integers(1, 90), st.lists(st.floats(0, 40, allow_nan=False), min_size=1, max_size=60))
 def test_no_interval_ever_sees_more_than_the_law_allows(rpm: int, gaps: list[float]) -> None:
     clock = Clock()
-    limiter = LocalLimiter(clock=clock)
+    limiter = own_limiter(clock=clock)
     times: list[float] = []
     for gap in gaps:
         clock.now_s += gap
@@ -53,7 +53,7 @@ def test_no_interval_ever_sees_more_than_the_law_allows(rpm: int, gaps: list[flo
 @given(st.integers(10, 500), st.lists(st.tuples(st.floats(0, 40), st.integers(1, 300)), min_size=1, max_size=40))
 def test_the_law_holds_for_tokens(tpm: int, steps: list[tuple[float, int]]) -> None:
     clock = Clock()
-    limiter = LocalLimiter(clock=clock)
+    limiter = own_limiter(clock=clock)
     taken: list[tuple[float, int]] = []
     for gap, tokens in steps:
         clock.now_s += gap
@@ -80,7 +80,7 @@ def test_the_law_holds_for_tokens(tpm: int, steps: list[tuple[float, int]]) -> N
 )
 def test_nothing_is_lost_and_nothing_passes_its_bound(steps: list[tuple[str, int, int]], concurrency: int) -> None:
     clock = Clock()
-    limiter = LocalLimiter(clock=clock)
+    limiter = own_limiter(clock=clock)
     limits = Limits(rpm=30, tpm=300, concurrency=concurrency, budget=Budget(5000))
     running: list[tuple[Permit, int]] = []
     spent = 0
@@ -98,12 +98,14 @@ def test_nothing_is_lost_and_nothing_passes_its_bound(steps: list[tuple[str, int
                 running.append((decision, number))
         assert len(running) <= concurrency
         assert spent + sum(reserved for _, reserved in running) <= 5000
-        left = limiter._accounts.get("k", None)
-        assert left is None or (left.running == len(running) and left.spent_pusd == spent and left.tokens_left <= 300)
+        if "k" in limiter._accounts:
+            held, _, counted, _, tokens_left = limiter._levels.state(limiter._accounts["k"].number)
+            assert (held, counted) == (len(running), spent)
+            assert tokens_left <= 300
 
 
 def test_an_unlimited_caller_has_no_account() -> None:
-    limiter = LocalLimiter()
+    limiter = own_limiter()
     assert limiter.reserve("k", Limits(), 10**9, 10**9) is FREE
     assert limiter.headers("k", Limits()) == b""
     assert not limiter._accounts
@@ -111,7 +113,7 @@ def test_an_unlimited_caller_has_no_account() -> None:
 
 def test_requests_come_back_with_time() -> None:
     clock = Clock()
-    limiter = LocalLimiter(clock=clock)
+    limiter = own_limiter(clock=clock)
     limits = Limits(rpm=2)
     for _ in range(2):
         admitted(limiter.reserve("k", limits, 0, 0))
@@ -126,7 +128,7 @@ def test_requests_come_back_with_time() -> None:
 
 def test_what_was_used_above_the_reservation_is_owed() -> None:
     clock = Clock()
-    limiter = LocalLimiter(clock=clock)
+    limiter = own_limiter(clock=clock)
     limits = Limits(tpm=60)
     admitted(limiter.reserve("k", limits, 50, 0)).settle(120, 0)
     refusal = refused(limiter.reserve("k", limits, 10, 0))
@@ -138,30 +140,30 @@ def test_what_was_used_above_the_reservation_is_owed() -> None:
 
 
 def test_what_was_not_used_comes_back_at_once() -> None:
-    limiter = LocalLimiter(clock=Clock())
+    limiter = own_limiter(clock=Clock())
     for _ in range(100):
         admitted(limiter.reserve("k", Limits(tpm=60), 60, 0)).settle(0, 0)
 
 
 def test_a_request_larger_than_the_bucket_is_final() -> None:
-    refusal = refused(LocalLimiter(clock=Clock()).reserve("k", Limits(tpm=60), 61, 0))
+    refusal = refused(own_limiter(clock=Clock()).reserve("k", Limits(tpm=60), 61, 0))
     assert (refusal.kind, refusal.final, refusal.retry_after_s) == ("tokens", True, None)
 
 
 @pytest.mark.parametrize("limits", [Limits(rpm=0), Limits(tpm=0), Limits(concurrency=0), Limits(budget=Budget(0))])
 def test_zero_is_a_limit(limits: Limits) -> None:
-    refused(LocalLimiter(clock=Clock()).reserve("k", limits, 1, 1))
+    refused(own_limiter(clock=Clock()).reserve("k", limits, 1, 1))
 
 
 def test_debts_under_a_limit_lowered_to_zero() -> None:
-    limiter = LocalLimiter(clock=Clock())
+    limiter = own_limiter(clock=Clock())
     admitted(limiter.reserve("k", Limits(tpm=60), 60, 0)).settle(100, 0)
     refused(limiter.reserve("k", Limits(tpm=0), 0, 0))
 
 
 def test_refusals_take_nothing() -> None:
     clock = Clock()
-    limiter = LocalLimiter(clock=clock)
+    limiter = own_limiter(clock=clock)
     limits = Limits(rpm=5, tpm=100, concurrency=1, budget=Budget(100))
     permit = admitted(limiter.reserve("k", limits, 10, 10))
     before = limiter.headers("k", limits)
@@ -175,7 +177,7 @@ def test_refusals_take_nothing() -> None:
 
 def test_changed_limits() -> None:
     clock = Clock()
-    limiter = LocalLimiter(clock=clock)
+    limiter = own_limiter(clock=clock)
     for _ in range(10):
         admitted(limiter.reserve("k", Limits(rpm=10), 0, 0))
     for _ in range(5):
@@ -196,7 +198,7 @@ def test_a_budget_and_its_windows() -> None:
         asked.append((limit_id, window))
         return 40
 
-    limiter = LocalLimiter(spent, clock=Clock(), wall=wall)
+    limiter = own_limiter(spent, clock=wall)
     limits = Limits(budget=Budget(100, "day"))
     permit = admitted(limiter.reserve("k", limits, 0, 60))
     refusal = refused(limiter.reserve("k", limits, 0, 1))
@@ -214,7 +216,7 @@ def test_a_budget_and_its_windows() -> None:
 
 def test_headers_say_what_is_left() -> None:
     clock = Clock()
-    limiter = LocalLimiter(clock=clock)
+    limiter = own_limiter(clock=clock)
     limits = Limits(rpm=60, tpm=6000)
     assert fields(admitted(limiter.reserve("k", limits, 100, 0)).headers) == {
         "x-ratelimit-limit-requests": "60",
@@ -226,10 +228,3 @@ def test_headers_say_what_is_left() -> None:
     }
     clock.now_s += 0.5
     assert fields(limiter.headers("k", limits))["x-ratelimit-reset-tokens"] == "500ms"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, b"0ms"), (0.02, b"20ms"), (1, b"1s"), (59.5, b"1m0s"), (60, b"1m0s"), (90.2, b"1m31s"), (360, b"6m0s")]
-)
-def test_durations(seconds: float, text: bytes) -> None:
-    assert duration(seconds) == text
