@@ -75,6 +75,7 @@ class Levels:
 
     def open(self, account_id: bytes, now_s: float) -> int:
         """The number of an account by 16 bytes of its id. A new one is under no limits. MemoryError where there is no room for it."""
+        first: int
         first, second = struct.unpack("qq", account_id)
         q = self._q
         with self._locked():
