@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from auth.address import Networks
 from auth.login import Login
 from auth.passwords import Passwords
 from auth.ports import Authenticates
@@ -146,3 +147,5 @@ class Control:
     """Is this process ready to serve, and what each part says ("migrated", "revision", "models", "draining")."""
     metrics_text: Callable[[], bytes]
     """The Prometheus exposition of this server (of all its processes)."""
+    trusted_proxies: Networks = field(default_factory=Networks)
+    """Peers whose word on their client's address and scheme is taken."""

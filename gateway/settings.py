@@ -13,6 +13,8 @@ from urllib.parse import quote
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from auth.address import parse_networks
+
 
 class SettingsError(Exception):
     """A setting cannot be used. The message is one plain sentence that names it."""
@@ -53,6 +55,12 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         ("*",), validation_alias=_env("GATEWAY_CORS_ORIGINS", "ALLOWED_ORIGINS"), description="comma-separated; for /v1 only"
     )
+    stale_s: float = Field(
+        86_400,
+        ge=0,
+        validation_alias=_env("GATEWAY_STALE_S"),
+        description="known keys go on working this long without the database",
+    )
     drain_s: float = Field(30, ge=0, validation_alias=_env("GATEWAY_DRAIN_S"), description="SIGTERM: running requests may finish this long")
     hub_access: bool = Field(False, validation_alias=_env("GATEWAY_HUB_ACCESS"), description="may local models be fetched from a hub")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", validation_alias=_env("GATEWAY_LOG_LEVEL"))
@@ -62,6 +70,17 @@ class Settings(BaseSettings):
         None, validation_alias=_env("GATEWAY_TLS_CERT_FILE"), description="certificate chain, PEM; with the key file: https instead of http"
     )
     tls_key_file: Path | None = Field(None, validation_alias=_env("GATEWAY_TLS_KEY_FILE"), description="its private key, PEM, unencrypted")
+    tls_client_ca_file: Path | None = Field(
+        None,
+        validation_alias=_env("GATEWAY_TLS_CLIENT_CA_FILE"),
+        description="PEM; clients must have a certificate of one of these",
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), validation_alias=_env("GATEWAY_TRUSTED_PROXIES"), description="networks whose word on the client's address is taken; none"
+    )
+    allow_link_local: bool = Field(
+        False, validation_alias=_env("GATEWAY_ALLOW_LINK_LOCAL"), description="may backends have link-local and metadata addresses"
+    )
     upstream_ca_file: Path | None = Field(
         None, validation_alias=_env("GATEWAY_UPSTREAM_CA_FILE"), description="more authorities to trust for backends, PEM"
     )
@@ -71,7 +90,7 @@ class Settings(BaseSettings):
     model_device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", validation_alias=_env("MODEL_DEVICE"))
     model_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", validation_alias=_env("MODEL_DTYPE"))
 
-    @field_validator("home", "local_models_dir", "tls_cert_file", "tls_key_file", "upstream_ca_file", mode="before")
+    @field_validator("home", "local_models_dir", "tls_cert_file", "tls_key_file", "tls_client_ca_file", "upstream_ca_file", mode="before")
     @classmethod
     def _expand(cls, value: object) -> object:
         if value == "":
@@ -83,10 +102,15 @@ class Settings(BaseSettings):
     def _closed(cls, value: object) -> object:
         return value or "127.0.0.1"  # an empty address would mean every interface
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return parse_networks(value).texts
 
     @property
     def models_dir(self) -> Path:
