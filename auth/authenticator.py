@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from auth.errors import CredentialInvalid, CredentialMissing
+from auth.errors import CredentialInvalid, CredentialMissing, StoreAway
 from auth.keys import digest, looks_like_key
 from auth.ports import CredentialStore
 from auth.principal import Principal
@@ -19,7 +19,7 @@ class Authenticator:
     def authenticate(self, credential: bytes, now_s: float) -> Principal:
         """Who sent `credential` (the bare value, without "Bearer"). `now_s`: Unix seconds.
 
-        Raises `CredentialMissing`, `CredentialInvalid`. The reasons are for the log alone.
+        Raises `CredentialMissing`, `CredentialInvalid`, `StoreAway`. The reasons are for the log alone.
         """
         if not credential:
             raise CredentialMissing
@@ -29,6 +29,8 @@ class Authenticator:
         record = self._store.key_by_digest(key_digest)
         if record is None:
             reason = self._store.key_refusal(key_digest)
+            if reason == "unknown" and self._store.away:
+                raise StoreAway
             raise CredentialInvalid(reason if reason != "unknown" or looks_like_key(credential) else "malformed")
         if record.expires_at is not None and record.expires_at <= now_s:
             raise CredentialInvalid("expired")
@@ -42,6 +44,8 @@ class Authenticator:
         claims = self._tokens.verify(token, now_s)
         user = self._store.user_by_id(claims.user_id)
         if user is None:
+            if self._store.away:
+                raise StoreAway
             raise CredentialInvalid("disabled")
         if claims.token_epoch != user.token_epoch:
             raise CredentialInvalid("revoked")

@@ -3,6 +3,7 @@
 AuthError                  `reason` is a fixed word for the log; the client sees one answer for all
 ├── CredentialMissing      no credential at all
 ├── CredentialInvalid      malformed, unknown, revoked, expired, wrong signature, two different ones
+├── StoreAway              not known here, while what is known cannot be brought up to date: it may be new (503)
 ├── LoginFailed            wrong e-mail or password (never told apart)
 ├── HasherBusy             too many passwords wait to be checked: try again later (429)
 └── PasswordUnsuitable     a new password is too short or too long; `message` says so to whoever chose it
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 class AuthError(Exception):
     """Base. `reason`: missing, malformed, unknown, revoked, expired, reused, signature, conflicting, disabled, password, busy,
-    unsuitable.
+    unsuitable, store_away.
     """
 
     def __init__(self, reason: str) -> None:
@@ -28,6 +29,15 @@ class CredentialMissing(AuthError):
 
 class CredentialInvalid(AuthError):
     pass
+
+
+class StoreAway(AuthError):
+    """Answered as "try again", never as "wrong": whoever is told 401 throws a good key away."""
+
+    retry_after_s = 1.0
+
+    def __init__(self) -> None:
+        super().__init__("store_away")
 
 
 class LoginFailed(AuthError):

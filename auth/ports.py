@@ -55,6 +55,10 @@ class Authenticates(Protocol):
 class CredentialStore(Protocol):
     """Synchronous look-ups in process tables. They answer from memory; a change replaces records, it never edits them."""
 
+    @property
+    def away(self) -> bool:
+        """Is what the tables are made from out of reach? Whom they do not know may then be new. Asked about the unknown alone."""
+
     def key_by_digest(self, digest: bytes) -> KeyRecord | None:
         """The key with this SHA-256, if it is not revoked and its owner is enabled. Expiry is the caller's to check."""
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 from prometheus_client import CollectorRegistry
 
+from auth.address import parse_networks
 from auth.authenticator import Authenticator
 from auth.login import Login
 from auth.passwords import Passwords
@@ -68,7 +69,7 @@ logger = structlog.get_logger(__name__)
 POLL_S = 0.015  # how often the shared counters are looked at: a change is in force well within 50 ms
 OBSERVE_S = 1.0
 SETTLE_S = 10.0  # how long a starting server waits for the ledger of one that died
-LOST_WORD_S = 5.0  # the same on SQLite, where all changes are made on this host and the counters tell of each
+LOST_WORD_S = 1.0  # the same on SQLite, where the counters tell of each change: only to see that the file is still there
 REMOTE_POLL_S = 0.5  # how often the change log itself is read, for changes made on other hosts
 DEMO_MODELS = Path(__file__).parent.parent / "backends" / "worker" / "demo"
 
@@ -201,6 +202,7 @@ class Services:
             version=version("model-gateway"),
             ready=self.ready,
             metrics_text=lambda: exposition(self.relay.meter),
+            trusted_proxies=parse_networks(settings.trusted_proxies),
         )
 
     @classmethod
@@ -209,7 +211,7 @@ class Services:
         secret_key = load_or_create_secret_key(settings.home, settings.secret_key.get_secret_value())
         db = Database(settings.database)
         generation = Generation(settings.run_dir / "generation")
-        live = await LiveTables.load(db)
+        live = await LiveTables.load(db, settings.stale_s)
         generation.set_change(live.applied)
         services = cls(settings, db, generation, live, secret_key, processes)
         await services._read_spending()

@@ -13,12 +13,13 @@ from starlette.routing import BaseRoute
 from starlette.types import Scope
 
 from auth.credential import credential_of
-from auth.errors import AuthError
+from auth.errors import AuthError, StoreAway
 from auth.ports import Authenticates
 from auth.principal import Principal
 from gateway.api.bodies import whole
 from gateway.api.policies import Policy, RouteWithoutPolicy, policy_of
 from gateway.errors import Forbidden, Unauthenticated
+from gateway.store.errors import StoreUnavailable
 
 _REFUSED = "No valid credential was given. Send a key or a login token as 'Authorization: Bearer ...'."
 # Whoever sends one of these is, or speaks for, a proxy: the peer's address then says nothing about the client's.
@@ -32,11 +33,13 @@ class Guard:
         self._authenticator = authenticator
 
     def admit(self, policy: Policy, scope: Scope) -> Principal | None:
-        """Who it is; None where nobody was asked. Raises `Unauthenticated`, `Forbidden`."""
+        """Who it is; None where nobody was asked. Raises `Unauthenticated`, `Forbidden`, `StoreUnavailable`."""
         if policy.public or (policy.loopback and is_local(scope)):
             return None
         try:
             principal = self._authenticator.authenticate(credential_of(scope["headers"]), time.time())
+        except StoreAway as error:
+            raise StoreUnavailable(error.reason, retry_after_s=error.retry_after_s) from None
         except AuthError as error:
             scope["state"]["refusal"] = error.reason  # for the log: the client gets one answer for all of them
             raise Unauthenticated(_REFUSED) from None

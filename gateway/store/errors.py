@@ -20,8 +20,8 @@ class StoreUnavailable(Unavailable):
 
     code = "store_unavailable"
 
-    def __init__(self, reason: str) -> None:
-        super().__init__("The gateway's database does not answer at the moment. Try again shortly.")
+    def __init__(self, reason: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__("The gateway's database does not answer at the moment. Try again shortly.", retry_after_s=retry_after_s)
         self.reason = reason
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from auth.ports import KeyRecord, UserRecord
 from auth.principal import Budget, Principal, Role
 from gateway.store import changelog, keys, users
+from gateway.store.contact import STALE_S, Contact
 from gateway.store.engine import Database
 from gateway.store.spending import Spending
 
@@ -30,8 +31,9 @@ class LiveTables:
     `applied`: id of the last change that the tables hold. Compare it with `Generation.change` and call `catch_up` where they differ.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stale_s: float = STALE_S) -> None:
         self.applied = 0
+        self.contact = Contact(stale_s)
         self._by_digest: dict[bytes, KeyRecord] = {}
         self._refused: dict[bytes, str] = {}  # digests of revoked keys and of disabled owners' keys: for the log only
         self._digests: dict[str, tuple[bytes, ...]] = {}  # by key id
@@ -41,9 +43,9 @@ class LiveTables:
         self._turn = asyncio.Lock()  # two catch-ups at once could put an older entry over a newer one
 
     @classmethod
-    async def load(cls, db: Database) -> LiveTables:
-        """Everything. Raises `StoreUnavailable`."""
-        tables = cls()
+    async def load(cls, db: Database, stale_s: float = STALE_S) -> LiveTables:
+        """Everything. Raises `StoreUnavailable`. `stale_s`: how long what is known stays in force while the database is away."""
+        tables = cls(stale_s)
         await tables._reload(db)
         return tables
 
@@ -54,19 +56,20 @@ class LiveTables:
         `spending` is read first: a budget is not in force before it is known what it has left.
         """
         async with self._turn:
-            async with db.read() as conn:
-                entries = await changelog.after(conn, self.applied)
-                if not entries:
-                    behind = await changelog.latest(conn) < self.applied
-                else:
-                    behind = False
-                    user_ids = {e.entity_id for e in entries if e.kind == "user"}
-                    key_ids = {e.entity_id for e in entries if e.kind == "key"}
-                    people = {i: await users.by_id(conn, i) for i in user_ids}
-                    key_rows = [(i, await _rows(conn, key_id=i)) for i in key_ids]
-                    user_rows = [(i, await _rows(conn, user_id=i)) for i in user_ids]
-                    if spending is not None:
-                        await spending.read(conn, _budgets(row for _, rows in key_rows for row in rows))
+            with self.contact.made():
+                async with db.read() as conn:
+                    entries = await changelog.after(conn, self.applied)
+                    if not entries:
+                        behind = await changelog.latest(conn) < self.applied
+                    else:
+                        behind = False
+                        user_ids = {e.entity_id for e in entries if e.kind == "user"}
+                        key_ids = {e.entity_id for e in entries if e.kind == "key"}
+                        people = {i: await users.by_id(conn, i) for i in user_ids}
+                        key_rows = [(i, await _rows(conn, key_id=i)) for i in key_ids]
+                        user_rows = [(i, await _rows(conn, user_id=i)) for i in user_ids]
+                        if spending is not None:
+                            await spending.read(conn, _budgets(row for _, rows in key_rows for row in rows))
             if behind:  # another database, or an older copy of it: nothing in the tables can be trusted
                 await self._reload(db)
                 return {"user", "key", "revision", "secret"}
@@ -81,14 +84,18 @@ class LiveTables:
             self.applied = entries[-1].id
             return {e.kind for e in entries}
 
+    @property
+    def away(self) -> bool:
+        return self.contact.away
+
     def key_by_digest(self, digest: bytes) -> KeyRecord | None:
-        return self._by_digest.get(digest)
+        return None if self.contact.stale else self._by_digest.get(digest)
 
     def key_refusal(self, digest: bytes) -> str:
         return self._refused.get(digest, _UNKNOWN)
 
     def user_by_id(self, user_id: str) -> UserRecord | None:
-        return self._users.get(user_id)
+        return None if self.contact.stale else self._users.get(user_id)
 
     def records(self) -> Iterator[KeyRecord]:
         """Every live key; one that is being rotated comes once per valid text. Do not await while iterating."""
