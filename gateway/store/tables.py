@@ -52,7 +52,7 @@ api_keys = Table(
     "api_keys",
     metadata,
     Column("id", Text, primary_key=True),  # the public id in the key's text
-    Column("user_id", Text, ForeignKey("users.id"), nullable=False, index=True),
+    Column("user_id", Text, ForeignKey("users.id"), nullable=False),
     Column("name", Text, nullable=False),
     Column("models", Strings, nullable=False),  # globs over route ids
     Column("scopes", Strings, nullable=False),
@@ -68,7 +68,9 @@ api_keys = Table(
     Column("networks", Strings, nullable=False, server_default="[]"),  # CIDR; [] = from anywhere
     Column("prefix", Text),  # what is shown of an imported key; null: it begins with "sk-gw-" and its id
     Column("created_by", Text),
+    Column("search_text", Text, nullable=False, server_default=""),  # name, description and prefix in lower case
     Index(None, "created_at", "id"),
+    Index(None, "user_id", "created_at", "id"),
 )
 
 # When a key was last used, to the minute. Beside the keys: it changes all the time, and nobody reloads anything for it.
