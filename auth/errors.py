@@ -2,7 +2,8 @@
 
 AuthError                  `reason` is a fixed word for the log; the client sees one answer for all
 ├── CredentialMissing      no credential at all
-├── CredentialInvalid      malformed, unknown, revoked, expired, wrong signature, two different ones
+├── CredentialInvalid      malformed, unknown, revoked, expired, not in force yet (early), wrong signature, two different ones
+│   └── KeyUnknown         a token names a signing key that is not known: the issuer's published keys may have changed meanwhile
 ├── StoreAway              not known here, while what is known cannot be brought up to date: it may be new (503)
 ├── LoginFailed            wrong e-mail or password (never told apart)
 ├── HasherBusy             too many passwords wait to be checked: try again later (429)
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 
 class AuthError(Exception):
-    """Base. `reason`: missing, malformed, unknown, revoked, expired, reused, signature, conflicting, disabled, password, busy,
+    """Base. `reason`: missing, malformed, unknown, revoked, expired, early, reused, signature, conflicting, disabled, password, busy,
     unsuitable, store_away.
     """
 
@@ -29,6 +30,11 @@ class CredentialMissing(AuthError):
 
 class CredentialInvalid(AuthError):
     pass
+
+
+class KeyUnknown(CredentialInvalid):
+    def __init__(self) -> None:
+        super().__init__("signature")
 
 
 class StoreAway(AuthError):
