@@ -130,6 +130,7 @@ identities = Table(
     Column("subject", Text, primary_key=True),
     Column("user_id", Text, ForeignKey("users.id"), nullable=False, index=True),
     Column("created_at", Time, nullable=False),
+    Column("role", Text),  # what the provider last said, mapped: only a change of it is carried over
 )
 
 # One-time codes that a browser's login hands to the command line that began it.

@@ -67,6 +67,7 @@ def upgrade() -> None:
         sa.Column("subject", sa.Text(), nullable=False),
         sa.Column("user_id", sa.Text(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("role", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("issuer", "subject", name=op.f("pk_identities")),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_identities_user_id_users")),
     )
