@@ -33,7 +33,7 @@ async def actor_of(request: Request) -> Actor:
     """The caller as the author of a change. What they may is looked up again inside the change."""
     principal: Principal = request.state.principal
     address = request.client.host if request.client else None
-    return Actor(principal.user_id, "api", address, principal.scopes)
+    return Actor(principal.user_id, "api", address, principal.scopes, login=principal.key_id is None)
 
 
 TheControl = Annotated[Control, Depends(control_of)]

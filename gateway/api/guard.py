@@ -18,6 +18,7 @@ from auth.ports import Authenticates
 from auth.principal import Principal
 from gateway.api.bodies import whole
 from gateway.api.policies import Policy, RouteWithoutPolicy, policy_of
+from gateway.api.reach import is_manager
 from gateway.errors import Forbidden, Unauthenticated
 from gateway.store.errors import StoreUnavailable
 
@@ -44,7 +45,7 @@ class Guard:
             scope["state"]["refusal"] = error.reason  # for the log: the client gets one answer for all of them
             raise Unauthenticated(_REFUSED) from None
         scope["state"]["principal"] = principal
-        if policy.scope and policy.scope not in principal.scopes:
+        if policy.scope and policy.scope not in principal.scopes and not (policy.manager and is_manager(principal)):
             raise Forbidden(f"This credential does not have the scope '{policy.scope}'.")
         if policy.login and principal.key_id is not None:
             raise Forbidden("This needs a login, not an API key.")

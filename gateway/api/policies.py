@@ -3,6 +3,7 @@
 `public`              anyone
 `login`               a login token (an API key is refused: it is not a person)
 `scope("x")`          any credential that carries the scope x
+`manage`              the scope admin, or a login token (never a key) of a manager: who then sees and touches only their own team
 `loopback or metrics` a peer on this machine that no proxy stands in front of, whatever it sends; else the scope metrics
 
 The relay routes are enforced by the relay itself, on the same credentials; they stand here because they are part of the same surface.
@@ -18,12 +19,13 @@ from gateway.relay.operations import ROUTES
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`scope` is required if not empty. `login`: of a person. `loopback`: waived for local peers."""
+    """`scope` is required if not empty. `login`: of a person. `loopback`: waived for local peers. `manager`: waived for managers."""
 
     name: str
     scope: str = ""
     login: bool = False
     loopback: bool = False
+    manager: bool = False
 
     @property
     def public(self) -> bool:
@@ -39,6 +41,7 @@ LOGIN = Policy("login", login=True)
 INFERENCE = Policy("scope:inference", scope="inference")
 USAGE = Policy("scope:usage", scope="usage")
 ADMIN = Policy("scope:admin", scope="admin")
+MANAGE = Policy("manage", scope="admin", manager=True)
 LOOPBACK_OR_METRICS = Policy("loopback or metrics", scope="metrics", loopback=True)
 
 RELAY_PATHS = tuple(path.decode() for path in ROUTES)
