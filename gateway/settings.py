@@ -81,6 +81,24 @@ class Settings(BaseSettings):
     allow_link_local: bool = Field(
         False, validation_alias=_env("GATEWAY_ALLOW_LINK_LOCAL"), description="may backends have link-local and metadata addresses"
     )
+    oidc_issuer: str = Field("", validation_alias=_env("GATEWAY_OIDC_ISSUER"), description="OpenID provider to log in through; empty: none")
+    oidc_client_id: str = Field("", validation_alias=_env("GATEWAY_OIDC_CLIENT_ID"), description="what the gateway is called there")
+    oidc_client_secret: SecretStr = Field(
+        SecretStr(""), validation_alias=_env("GATEWAY_OIDC_CLIENT_SECRET"), description="empty: a public client"
+    )
+    oidc_public_url: str = Field("", validation_alias=_env("GATEWAY_OIDC_PUBLIC_URL"), description="where browsers find the gateway")
+    oidc_scopes: str = Field("openid email profile", validation_alias=_env("GATEWAY_OIDC_SCOPES"), description="separated by spaces")
+    oidc_role_claim: str = Field("", validation_alias=_env("GATEWAY_OIDC_ROLE_CLAIM"), description="claim that roles are read from")
+    oidc_roles: str = Field("", validation_alias=_env("GATEWAY_OIDC_ROLES"), description="JSON: value of the claim to role")
+    oidc_default_role: Literal["", "admin", "manager", "member", "viewer"] = Field(
+        "", validation_alias=_env("GATEWAY_OIDC_DEFAULT_ROLE"), description="where no value fits; empty: no account is made"
+    )
+    oidc_link_by_email: bool = Field(
+        False, validation_alias=_env("GATEWAY_OIDC_LINK_BY_EMAIL"), description="may a verified e-mail open an existing account"
+    )
+    oidc_trust_email: bool = Field(
+        False, validation_alias=_env("GATEWAY_OIDC_TRUST_EMAIL"), description="e-mails are verified though the provider does not say so"
+    )
     upstream_ca_file: Path | None = Field(
         None, validation_alias=_env("GATEWAY_UPSTREAM_CA_FILE"), description="more authorities to trust for backends, PEM"
     )
