@@ -196,6 +196,7 @@ changes = Table(
     sqlite_autoincrement=True,
 )
 
+# Append-only: triggers refuse everything else (r0004).
 audit = Table(
     "audit",
     metadata,
@@ -209,7 +210,11 @@ audit = Table(
     Column("entity_id", Text, nullable=False),
     Column("before", JsonText),
     Column("after", JsonText),
+    Column("hash", LargeBinary, nullable=False),  # over the entry and the hash before it: gateway.store.chain
     Index(None, "entity", "entity_id"),
+    Index(None, "actor_user_id", "id"),
+    Index(None, "action", "id"),
+    Index(None, "at"),
     sqlite_autoincrement=True,
 )
 
