@@ -69,7 +69,8 @@ class LiveTables:
                         key_rows = [(i, await _rows(conn, key_id=i)) for i in key_ids]
                         user_rows = [(i, await _rows(conn, user_id=i)) for i in user_ids]
                         if spending is not None:
-                            await spending.read(conn, _budgets(row for _, rows in key_rows for row in rows))
+                            known = [person for person in people.values() if person is not None]
+                            await spending.read(conn, _budgets(row for _, rows in key_rows for row in rows) | _budgets_of(known))
             if behind:  # another database, or an older copy of it: nothing in the tables can be trusted
                 await self._reload(db)
                 return {"user", "key", "revision", "secret"}
@@ -100,6 +101,10 @@ class LiveTables:
     def records(self) -> Iterator[KeyRecord]:
         """Every live key; one that is being rotated comes once per valid text. Do not await while iterating."""
         return iter(self._by_digest.values())
+
+    def people(self) -> Iterator[UserRecord]:
+        """Every enabled user. Do not await while iterating."""
+        return iter(self._users.values())
 
     async def _reload(self, db: Database) -> None:
         with _collector_paused():
@@ -160,7 +165,10 @@ class LiveTables:
 
 
 def user_record(user: users.User) -> UserRecord:
-    principal = Principal(user_id=user.id, role=user.role, scopes=user.role.scopes, limit_id=user.id)
+    """What a login token of this user stands for."""
+    principal = Principal(
+        user_id=user.id, role=user.role, scopes=user.role.scopes, limits=user.limits, limit_id=user.id, team_id=user.team_id
+    )
     return UserRecord(user.id, user.email, user.role, principal, user.token_epoch)
 
 
@@ -168,6 +176,11 @@ def _budgets(rows: Iterable[_Row]) -> dict[str, Budget]:
     """Key id -> budget."""
     found = {row.id: keys.limits_of(row.rpm, row.tpm, row.concurrency, row.budget_pusd, row.budget_window).budget for row in rows}
     return {key_id: budget for key_id, budget in found.items() if budget is not None}
+
+
+def _budgets_of(people: Iterable[users.User]) -> dict[str, Budget]:
+    """User id -> budget, for what they do with login tokens."""
+    return {user.id: user.limits.budget for user in people if user.limits.budget is not None}
 
 
 async def _rows(conn: AsyncConnection, key_id: str | None = None, user_id: str | None = None) -> list[_Row]:

@@ -20,6 +20,7 @@ _COLUMNS = (
     _U.id, _U.email, _U.role, _U.token_epoch, _U.created_at, _U.disabled_at, _U.kind, _U.name, _U.team_id, _U.last_login_at,
     *(_U[name] for name in _LIMITS),
 )  # fmt: skip
+_ID = "usr_"  # no key id holds an underscore
 SERVICE_DOMAIN = "service"
 """A service's address is NAME@service: nobody can receive mail there, and no person can have it."""
 
@@ -59,6 +60,11 @@ class User:
         return self.kind == Kind.SERVICE
 
 
+def is_user_id(text: str) -> bool:
+    """Is this the id of a user, and not of a key?"""
+    return text.startswith(_ID)
+
+
 def normalise_email(email: str) -> str:
     return email.strip().lower()
 
@@ -76,7 +82,7 @@ async def create(
     limits: Limits | None = None,
 ) -> User:
     """The caller has checked that the e-mail is free."""
-    user_id, limits = f"usr_{secrets.token_hex(8)}", limits or Limits()
+    user_id, limits = f"{_ID}{secrets.token_hex(8)}", limits or Limits()
     user = User(user_id, normalise_email(email), role, 0, now_s, kind=kind, name=name, team_id=team_id, limits=limits)
     values: dict[str, Any] = {"id": user.id, "email": user.email, "role": role.value, "token_epoch": 0, "created_at": now_s}
     values |= {"kind": kind.value, "name": name, "team_id": team_id, "password_hash": password_hash, "disabled_at": None}
