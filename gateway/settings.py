@@ -35,6 +35,16 @@ class Settings(BaseSettings):
     secret_key: SecretStr = Field(
         SecretStr(""), validation_alias=_env("GATEWAY_SECRET_KEY"), description="at least 32 characters; made in GATEWAY_HOME if empty"
     )
+    secret_key_file: Path | None = Field(
+        None, validation_alias=_env("GATEWAY_SECRET_KEY_FILE"), description="file that holds it, e.g. one mounted into a container"
+    )
+    secret_key_previous: SecretStr = Field(
+        SecretStr(""), validation_alias=_env("GATEWAY_SECRET_KEY_PREVIOUS"), description="the one before it, until `gateway secrets rotate`"
+    )
+    jwt_algorithm: Literal["HS256", "RS256", "ES256"] = Field("HS256", validation_alias=_env("GATEWAY_JWT_ALGORITHM"))
+    trusted_issuers: str = Field(
+        "", validation_alias=_env("GATEWAY_TRUSTED_ISSUERS"), description="whose tokens are accepted: JSON, or the path of a JSON file"
+    )
     admin_email: str = Field("admin@localhost", validation_alias=_env("GATEWAY_ADMIN_EMAIL"), description="the first admin")
     admin_password: SecretStr = Field(
         SecretStr(""), validation_alias=_env("GATEWAY_ADMIN_PASSWORD"), description="empty: one is made and printed once"
@@ -90,7 +100,7 @@ class Settings(BaseSettings):
     oidc_scopes: str = Field("openid email profile", validation_alias=_env("GATEWAY_OIDC_SCOPES"), description="separated by spaces")
     oidc_role_claim: str = Field("", validation_alias=_env("GATEWAY_OIDC_ROLE_CLAIM"), description="claim that roles are read from")
     oidc_roles: str = Field("", validation_alias=_env("GATEWAY_OIDC_ROLES"), description="JSON: value of the claim to role")
-    oidc_default_role: Literal["", "admin", "manager", "member", "viewer"] = Field(
+    oidc_default_role: Literal["", "manager", "member", "viewer"] = Field(
         "", validation_alias=_env("GATEWAY_OIDC_DEFAULT_ROLE"), description="where no value fits; empty: no account is made"
     )
     oidc_link_by_email: bool = Field(
@@ -108,7 +118,7 @@ class Settings(BaseSettings):
     model_device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", validation_alias=_env("MODEL_DEVICE"))
     model_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", validation_alias=_env("MODEL_DTYPE"))
 
-    @field_validator("home", "local_models_dir", "tls_cert_file", "tls_key_file", "tls_client_ca_file", "upstream_ca_file", mode="before")
+    @field_validator("home", "local_models_dir", "secret_key_file", "tls_cert_file", "tls_key_file", "tls_client_ca_file", "upstream_ca_file", mode="before")
     @classmethod
     def _expand(cls, value: object) -> object:
         if value == "":
@@ -148,6 +158,10 @@ class Settings(BaseSettings):
             if self.database_url.startswith(plain):
                 return driver + self.database_url.removeprefix(plain)
         return self.database_url
+
+    def secret_key_sources(self) -> tuple[Path, str, Path | None, str]:
+        """Where GATEWAY_SECRET_KEY may come from: the arguments of `load_secret_keys`."""
+        return self.home, self.secret_key.get_secret_value(), self.secret_key_file, self.secret_key_previous.get_secret_value()
 
     @property
     def run_dir(self) -> Path:
