@@ -64,6 +64,7 @@ POLICIES: Mapping[str, Policy] = {
     "GET /v1/models": INFERENCE,
     "GET /v1/models/{model_id:path}": INFERENCE,
     "GET /v1/usage": USAGE,
+    "GET /.well-known/jwks.json": PUBLIC,
     "POST /auth/login": PUBLIC,
     "POST /auth/refresh": PUBLIC,
     "POST /auth/logout": PUBLIC,
@@ -92,6 +93,7 @@ POLICIES: Mapping[str, Policy] = {
     "PUT /admin/secrets/{name:path}": ADMIN,
     "DELETE /admin/secrets/{name:path}": ADMIN,
     "GET /admin/audit": ADMIN,
+    "GET /admin/audit/export": ADMIN,
 }
 
 

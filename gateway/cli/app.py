@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import doctor, explain, init, keys, revisions, secrets, serve, usage, users
+from gateway.cli import audit, doctor, explain, init, keys, revisions, secrets, serve, usage, users
 
 app = typer.Typer(
     name="gateway",
@@ -48,4 +48,5 @@ app.command()(explain.explain)
 app.add_typer(explain.models_app, name="models")
 app.command()(usage.usage)
 app.add_typer(usage.ledger_app, name="ledger")
+app.add_typer(audit.app, name="audit")
 app.command()(doctor.doctor)

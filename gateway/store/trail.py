@@ -23,6 +23,8 @@ _ENTRIES = select(*_FIELDS, users.c.email.label("actor_email")).select_from(audi
 _PAGE = 1000
 SEARCHED = 50_000
 """Entries that one search for words looks at: they have no index."""
+MIN_WORDS = 3
+"""Characters of such a search: fewer find nearly everything."""
 
 
 @dataclass(frozen=True, slots=True)
