@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from gateway.api import audit, backends, docs, keys, login, models, operations, relayed, revisions, secrets, usage, users
+from gateway.api import audit, backends, docs, jwks, keys, login, models, operations, relayed, revisions, secrets, usage, users
+from gateway.api.context import address_of
 from gateway.api.cors import Cors
 from gateway.api.envelope import Envelope
 from gateway.api.faults import add_error_handlers
@@ -31,8 +32,8 @@ def create_api(control: Control) -> FastAPI:
     app.router.route_class = GuardedRoute
     add_error_handlers(app)
     relayed.add_routes(app)
-    login.add_routes(app, AddressLimits())
-    for part in (models, usage, users, keys, revisions, backends, secrets, audit, operations, docs):
+    login.add_routes(app, AddressLimits(address_of))
+    for part in (models, usage, jwks, users, keys, revisions, backends, secrets, audit, operations, docs):
         part.add_routes(app)
     check_guarded(app.routes)
     app.add_middleware(Cors, origins=control.cors_origins, extra_paths=RELAY_PATHS)

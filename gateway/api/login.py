@@ -12,19 +12,19 @@ from urllib.parse import urlsplit
 from fastapi import Depends, FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from auth.errors import CredentialInvalid
+from auth.errors import CredentialInvalid, LoginFailed
 from auth.login import REFRESH_LIFETIME_S, TokenPair
 from auth.passwords import MIN_CHARS
 from auth.principal import Role
-from gateway.api.context import By, Caller, TheControl, in_force
+from gateway.api.context import By, Caller, TheControl, address_of, in_force
 from gateway.changes import reset_password
 from gateway.errors import Forbidden, InvalidRequest, Unauthenticated
-from gateway.limits.edge import AddressLimits
+from gateway.limits.edge import AddressLimits, customer
 from gateway.runtime import Control
 from gateway.store import users
 
 COOKIE = "gateway_refresh"
-LOGIN_RATES = "20/minute;200/hour"
+LOGIN_RATES = "30/minute;300/hour"
 REFRESH_RATES = "60/minute"
 _MAX_TEXT = 1024
 
@@ -80,7 +80,13 @@ OwnPage = Annotated[bool, Depends(own_page)]
 async def login(request: Request, body: LoginRequest, control: TheControl, response: Response, own: OwnPage) -> Tokens:
     """Log in with e-mail and password."""
     _require_own(own, body.cookie)
-    return _answer(control, response, await control.login.login(body.email, body.password), body.cookie)
+    pair = await control.login.login(body.email, body.password, customer(address_of(request)))
+    return _answer(control, response, pair, body.cookie)
+
+
+async def from_known_address(request: Request, body: LoginRequest, control: TheControl, **_: object) -> bool:
+    """Does this user log in from here often? Then no neighbour behind the same address can shut them out; wrong passwords still wait."""
+    return await control.login.knows(body.email, customer(address_of(request)))
 
 
 async def refresh(request: Request, control: TheControl, response: Response, own: OwnPage, body: RefreshRequest | None = None) -> Tokens:
@@ -92,7 +98,7 @@ async def refresh(request: Request, control: TheControl, response: Response, own
     if text is None:
         raise Unauthenticated("There is no refresh token: log in again.")
     try:
-        pair = await control.login.refresh(text)
+        pair = await control.login.refresh(text, address_of(request))
     except CredentialInvalid as error:
         request.state.refusal = error.reason
         raise Unauthenticated("This refresh token is not valid any more: log in again.") from None
@@ -119,11 +125,14 @@ async def me(caller: Caller, control: TheControl) -> Me:
 async def change_password(request: Request, body: PasswordRequest, caller: Caller, by: By, control: TheControl) -> None:
     """Set one's own password. Every login of this user ends, this one too."""
     async with control.db.read() as conn:
-        stored = await users.password_hash(conn, caller.user_id)
-    matches, _ = await control.passwords.verify(body.password, stored)
-    if not matches:
-        raise InvalidRequest("The present password is wrong.", param="password")
-    new_hash = await control.passwords.hash(body.new_password)
+        user = await users.by_id(conn, caller.user_id)
+    if user is None:
+        raise Forbidden("Only an account of this gateway has a password here.")
+    try:
+        await control.login.prove(user.email, body.password, customer(address_of(request)))
+    except LoginFailed:
+        raise InvalidRequest("The present password is wrong.", param="password") from None
+    new_hash = await control.passwords.hash(body.new_password, email=user.email)
     await reset_password(control.db, control.generation, by, caller.user_id, password_hash=new_hash)
     await in_force(control)
 
@@ -131,7 +140,8 @@ async def change_password(request: Request, body: PasswordRequest, caller: Calle
 def add_routes(app: FastAPI, limits: AddressLimits) -> None:
     """Register them; those that take a password or a token from anybody are limited per address."""
     tags: list[Any] = ["login"]
-    app.add_api_route("/auth/login", limits.limit(LOGIN_RATES)(login), methods=["POST"], response_model=Tokens, tags=tags)
+    guarded_login = limits.limit(LOGIN_RATES, unless=from_known_address)(login)
+    app.add_api_route("/auth/login", guarded_login, methods=["POST"], response_model=Tokens, tags=tags)
     app.add_api_route("/auth/refresh", limits.limit(REFRESH_RATES)(refresh), methods=["POST"], response_model=Tokens, tags=tags)
     app.add_api_route("/auth/logout", logout, methods=["POST"], status_code=204, tags=tags)
     app.add_api_route("/auth/me", me, methods=["GET"], response_model=Me, tags=tags)

@@ -24,11 +24,11 @@ _NO_SETTINGS = str(Path(__file__).with_name("__init__.py"))  # an empty file: by
 
 
 class AddressLimits:
-    """Decorates endpoints. They must be coroutine functions with an argument `request`."""
+    """Decorates endpoints. They must be coroutine functions with an argument `request`. `address_of`: whose a request is."""
 
-    def __init__(self) -> None:
+    def __init__(self, address_of: Callable[[Any], str]) -> None:
         self._limiter = Limiter(
-            key_func=address_of,
+            key_func=lambda request: customer(address_of(request)),
             strategy="moving-window",
             storage_uri="memory://",
             config_filename=_NO_SETTINGS,
@@ -36,8 +36,11 @@ class AddressLimits:
         )
         self._limiter.enabled = True  # whatever RATELIMIT_ENABLED says
 
-    def limit(self, rates: str) -> Callable[[_Endpoint], _Endpoint]:
-        """`rates`: such as "20/minute;200/hour". Beyond them: `RateLimited` with the seconds to wait."""
+    def limit(self, rates: str, unless: Callable[..., Awaitable[bool]] | None = None) -> Callable[[_Endpoint], _Endpoint]:
+        """`rates`: such as "20/minute;200/hour". Beyond them: `RateLimited` with the seconds to wait.
+
+        `unless`, called with the endpoint's arguments, is asked only then: who is let through all the same.
+        """
 
         def decorate(endpoint: _Endpoint) -> _Endpoint:
             counted = self._limiter.limit(rates)(endpoint)
@@ -47,6 +50,8 @@ class AddressLimits:
                 try:
                     return await counted(*args, **kwargs)
                 except RateLimitExceeded:
+                    if unless is not None and await unless(*args, **kwargs):
+                        return await endpoint(*args, **kwargs)
                     wait_s = self._wait_s(kwargs["request"])
                     raise RateLimited("Too many attempts from this address; try again later.", retry_after_s=wait_s) from None
 
@@ -61,13 +66,11 @@ class AddressLimits:
         return max(1, math.ceil(reset_at - time.time()))
 
 
-def address_of(request: Any) -> str:
-    """The peer's address; of IPv6 the /64, which is what one customer is given."""
-    host = request.client.host if request.client else "local"
+def customer(address: str) -> str:
+    """What stands for one customer in limits: the address, in its normal form; of IPv6 the /64, which is what one customer is given."""
+    if ":" not in address:
+        return address or "unknown"
     try:
-        address = ipaddress.ip_address(host.split("%", 1)[0])
+        return str(ipaddress.IPv6Network((address, 64), strict=False))
     except ValueError:
-        return str(host)
-    if isinstance(address, ipaddress.IPv6Address):
-        return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
-    return str(address)
+        return "unknown"
