@@ -25,8 +25,8 @@ from auth.errors import CredentialInvalid
 from auth.ports import UserRecord
 from auth.signing import PublicKey, SigningKey, public_jwk
 
-# A new key signs only when every process on every host has had the time to read it; until then the one before it does.
-ACTIVATION_S = 5.0
+ACCESS_LIFETIME_S = 900
+ACTIVATION_S = 5.0  # a new key signs only when every process on every host has had the time to read it; until then the one before it does
 _HOSTS_DIFFER_S = 60.0  # the clocks of two hosts of one gateway, for `iat` alone: `exp` is exact
 _MAX_TOKEN_CHARS = 4096
 # Strict: jose's base64 skips characters that do not belong there, and would raise errors of other kinds than its own over text.
@@ -111,7 +111,7 @@ class AccessTokens:
     """
 
     def __init__(
-        self, keys: Collection[SigningKey] | bytes, issuer: str = "gateway", audience: str = "gateway", lifetime_s: int = 900
+        self, keys: Collection[SigningKey] | bytes, issuer: str = "gateway", audience: str = "gateway", lifetime_s: int = ACCESS_LIFETIME_S
     ) -> None:
         self.issuer, self.audience, self.lifetime_s = issuer, audience, lifetime_s
         self._keys: tuple[SigningKey, ...] = ()

@@ -10,23 +10,27 @@ import os
 import random
 import time
 from concurrent.futures import Executor
+from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import CollectorRegistry
 
-from auth.address import parse_networks
+from auth.address import forbidden_address, parse_networks
 from auth.authenticator import Authenticator
 from auth.login import Login
 from auth.passwords import Passwords
+from auth.throttle import Throttle
 from auth.tokens import AccessTokens
 from backends.custom import CustomBackend, verifying
 from backends.echo import EchoBackend
 from backends.folder import weights_folder
 from backends.local import LocalBackend, LocalState, PathRefused, locate
 from gateway.api import create_api
+from gateway.changes import Actor, ensure_signing_key
 from gateway.keeper.settle import settle
 from gateway.limits.local import LocalLimiter
 from gateway.limits.refusing import RefusingLimiter
@@ -43,13 +47,13 @@ from gateway.routing.probes import ProbeFile
 from gateway.routing.retries import RetryBudgets
 from gateway.routing.table import BackendSpec, RouteTable, Timeouts, build_table
 from gateway.runtime import Control, Relay
-from gateway.store import revisions
+from gateway.store import revisions, signing
 from gateway.store.engine import Database
 from gateway.store.errors import StoreUnavailable
 from gateway.store.generation import Generation
 from gateway.store.live import LiveTables
 from gateway.store.logins import Accounts, RefreshTokens
-from gateway.store.secret_key import ACCESS_TOKENS, derive, load_or_create_secret_key
+from gateway.store.secret_key import load_secret_keys
 from gateway.store.secrets import SecretBox, read_all
 from gateway.store.spending import Spending
 from gateway.wire.tokens import Tokenizer, TokenizerFault, Tokenizers
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from auth.principal import Principal
+    from auth.signing import SigningKey
     from backends.base import Backend
     from gateway.settings import Settings
 
@@ -77,9 +82,10 @@ DEMO_MODELS = Path(__file__).parent.parent / "backends" / "worker" / "demo"
 class LiveBackends:
     """One backend per spec, kept over revisions: its connections survive a change of weights."""
 
-    def __init__(self, state: LocalState, tls: ssl.SSLContext) -> None:
+    def __init__(self, state: LocalState, tls: ssl.SSLContext, allow_link_local: bool = False) -> None:
         self._state = state
         self._tls = tls
+        self._allow_link_local = allow_link_local
         self._live: dict[BackendSpec, Backend] = {}
         self._wanted: set[BackendSpec] = set()
 
@@ -92,7 +98,8 @@ class LiveBackends:
 
     def _make(self, spec: BackendSpec) -> Backend:
         if spec.type == "custom":
-            return CustomBackend(spec.base_url, spec.authorization, tls=self._tls)
+            forbidden = partial(forbidden_address, allow_link_local=spec.allow_link_local or self._allow_link_local)
+            return CustomBackend(spec.base_url, spec.authorization, tls=self._tls, forbidden=forbidden)
         if spec.type == "local":
             return LocalBackend(spec.path, self._state)
         return EchoBackend(spec.delay_ms, spec.chunk_delay_ms)
@@ -150,25 +157,33 @@ class Services:
     """One server process's services. Made by `open`."""
 
     def __init__(
-        self, settings: Settings, db: Database, generation: Generation, live: LiveTables, secret_key: str, processes: int = 1
+        self,
+        settings: Settings,
+        db: Database,
+        generation: Generation,
+        live: LiveTables,
+        box: SecretBox,
+        tokens: AccessTokens,
+        processes: int = 1,
     ) -> None:
         self.settings = settings
         self.db = db
         self.generation = generation
         self.live = live
-        self.box = SecretBox(secret_key)
+        self.box = box
+        self._tokens = tokens
         self.local_state = LocalState(settings.run_dir / "local.json")
-        self._backends = LiveBackends(self.local_state, verifying(settings.upstream_ca_file))
+        self._backends = LiveBackends(self.local_state, verifying(settings.upstream_ca_file), settings.allow_link_local)
         self._tokenizers = RouteTokenizers(settings)
         self._spending = Spending()
         self._retries = RetryBudgets()
         self._probes = ProbeFile(settings.run_dir / PROBES_FILE)
         self._reload = False  # is a revision in the log that is not in force yet
+        self._reload_signing = False  # is a signing key
         self._tokenizing: asyncio.Task[None] | None = None
         self._started_s = time.monotonic()
         self._was_ready = False
-        tokens = AccessTokens(derive(secret_key, ACCESS_TOKENS))
-        passwords = Passwords()
+        passwords = Passwords(settings.run_dir / "passwords.lock")
         metrics = make_metrics(CollectorRegistry())
         metrics.build.labels(version("model-gateway")).set(1)
         self.ledger = SegmentWriter(settings.run_dir / "ledger")
@@ -192,7 +207,8 @@ class Services:
             db=db,
             generation=generation,
             live=live,
-            login=Login(Accounts(db), RefreshTokens(db), passwords, tokens),
+            login=Login(Accounts(db), RefreshTokens(db), passwords, tokens, Throttle(settings.run_dir / "logins")),
+            tokens=tokens,
             passwords=passwords,
             secret_box=self.box,
             relay=self.relay,
@@ -208,12 +224,13 @@ class Services:
     @classmethod
     async def open(cls, settings: Settings, processes: int = 1) -> Services:
         """Load everything that a request may need, so that no request waits for the store. `processes`: how many serve beside it."""
-        secret_key = load_or_create_secret_key(settings.home, settings.secret_key.get_secret_value())
+        box = SecretBox.of(load_secret_keys(*settings.secret_key_sources()))
         db = Database(settings.database)
         generation = Generation(settings.run_dir / "generation")
+        await ensure_signing_key(db, generation, Actor(user_id=None, via="init"), box=box, algorithm=settings.jwt_algorithm)
         live = await LiveTables.load(db, settings.stale_s)
         generation.set_change(live.applied)
-        services = cls(settings, db, generation, live, secret_key, processes)
+        services = cls(settings, db, generation, live, box, AccessTokens(await _signing_keys(db, box)), processes)
         await services._read_spending()
         await services._tokenizers.follow(await services._load_table())
         return services
@@ -223,8 +240,8 @@ class Services:
         return create_api(self.control)
 
     async def _read_spending(self) -> None:
-        """What keys with a budget have spent, what a process wrote that was killed a moment ago included."""
-        principals: Iterator[Principal] = (record.principal for record in self.live.records())
+        """What keys and users with a budget have spent, what a process wrote that was killed a moment ago included."""
+        principals: Iterator[Principal] = (record.principal for record in chain(self.live.records(), self.live.people()))
         budgets = {principal.limit_id: principal.limits.budget for principal in principals if principal.limits.budget is not None}
         if not budgets:
             return
@@ -270,7 +287,7 @@ class Services:
         timer: asyncio.Handle | None = None
 
         def behind(now_s: float) -> bool:
-            return self._reload or generation.change != live.applied or now_s > looked_s + remote_s
+            return self._reload or self._reload_signing or generation.change != live.applied or now_s > looked_s + remote_s
 
         def look() -> None:  # a plain timer: waking a task this often would cost more than all the rest of an idle server
             nonlocal timer
@@ -315,6 +332,10 @@ class Services:
         if self.live.applied > self.generation.change:  # made on another host
             self.generation.set_change(self.live.applied)
         self._reload = self._reload or not changed.isdisjoint(("revision", "secret"))
+        self._reload_signing = self._reload_signing or "signing_key" in changed
+        if self._reload_signing:
+            self._tokens.replace(await _signing_keys(self.db, self.box))
+            self._reload_signing = False
         if self._reload:
             self._tokenize(await self._load_table())
             self._reload = False
@@ -361,6 +382,12 @@ class Services:
         self.relay.log.flush()
         self.ledger.close()
         self._tokenizers.close()
+        self.control.passwords.close()
         await self._backends.close()
         await self.db.close()
         self.generation.close()
+
+
+async def _signing_keys(db: Database, box: SecretBox) -> list[SigningKey]:
+    async with db.read() as conn:
+        return await signing.read_all(conn, box, time.time())

@@ -13,6 +13,7 @@ from auth.address import Networks
 from auth.login import Login
 from auth.passwords import Passwords
 from auth.ports import Authenticates
+from auth.tokens import AccessTokens
 from backends.local import LocalState
 from gateway.limits.base import Limiter
 from gateway.limits.slots import Slots
@@ -135,6 +136,7 @@ class Control:
     generation: Generation
     live: LiveTables
     login: Login
+    tokens: AccessTokens
     passwords: Passwords
     secret_box: SecretBox
     relay: Relay

@@ -118,7 +118,16 @@ class Settings(BaseSettings):
     model_device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", validation_alias=_env("MODEL_DEVICE"))
     model_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", validation_alias=_env("MODEL_DTYPE"))
 
-    @field_validator("home", "local_models_dir", "secret_key_file", "tls_cert_file", "tls_key_file", "tls_client_ca_file", "upstream_ca_file", mode="before")
+    @field_validator(
+        "home",
+        "local_models_dir",
+        "secret_key_file",
+        "tls_cert_file",
+        "tls_key_file",
+        "tls_client_ca_file",
+        "upstream_ca_file",
+        mode="before",
+    )
     @classmethod
     def _expand(cls, value: object) -> object:
         if value == "":

@@ -93,13 +93,13 @@ def _home(settings: Settings) -> Iterator[Finding]:
 
 
 def _secret_key(settings: Settings) -> Iterator[Finding]:
-    from gateway.store.secret_key import FILE_NAME, load_or_create_secret_key
+    from gateway.store.secret_key import FILE_NAME, load_secret_keys
 
-    configured = settings.secret_key.get_secret_value()
-    if not configured and not (settings.home / FILE_NAME).exists():
+    given = settings.secret_key.get_secret_value() or settings.secret_key_file
+    if not given and not (settings.home / FILE_NAME).exists():
         yield Finding("secret key", False, "there is none", "Run `gateway init`, or set GATEWAY_SECRET_KEY.")
         return
-    load_or_create_secret_key(settings.home, configured)
+    load_secret_keys(*settings.secret_key_sources())
     yield Finding("secret key", True, "is strong and private")
 
 
@@ -159,10 +159,10 @@ async def _routes(db: Database, settings: Settings) -> list[Finding]:
 async def _sealed(db: Database, settings: Settings) -> list[Finding]:
     from gateway.store import secrets as stored
     from gateway.store.errors import StoreFault
-    from gateway.store.secret_key import load_or_create_secret_key
+    from gateway.store.secret_key import load_secret_keys
 
     try:
-        box = stored.SecretBox(load_or_create_secret_key(settings.home, settings.secret_key.get_secret_value()))
+        box = stored.SecretBox.of(load_secret_keys(*settings.secret_key_sources()))
         async with db.read() as conn:
             await stored.read_all(conn, box)
     except StoreFault as fault:

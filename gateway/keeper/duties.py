@@ -26,7 +26,7 @@ from gateway.store import revisions, samples, tokens
 from gateway.store.engine import Database
 from gateway.store.errors import StoreUnavailable
 from gateway.store.generation import Generation
-from gateway.store.secret_key import load_or_create_secret_key
+from gateway.store.secret_key import load_secret_keys
 from gateway.store.secrets import SecretBox, read_all
 
 logger = structlog.get_logger(__name__)
@@ -141,7 +141,7 @@ class Keeper:
         self._prober.set_wanted(revision.id, wanted_probes(document, secrets))
 
     async def _secrets(self) -> dict[str, str]:
-        box = SecretBox(load_or_create_secret_key(self._settings.home, self._settings.secret_key.get_secret_value()))
+        box = SecretBox.of(load_secret_keys(*self._settings.secret_key_sources()))
         async with self._db.read() as conn:
             return await read_all(conn, box)
 

@@ -117,6 +117,7 @@ def make_control(db: Database, generation: Generation, live: LiveTables, folder:
         generation=generation,
         live=live,
         login=Login(Accounts(db), RefreshTokens(db), passwords, TOKENS),
+        tokens=TOKENS,
         passwords=passwords,
         secret_box=SecretBox(SECRET_KEY),
         relay=relay,
