@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth.errors import CredentialInvalid
 from auth.ports import Account, RefreshGrant
-from gateway.store import login_addresses, tokens, trail, users
+from gateway.store import changelog, login_addresses, tokens, trail, users
 from gateway.store.engine import Database
 from gateway.store.live import user_record
 
@@ -43,6 +43,7 @@ class RefreshTokens:
 
     async def add(self, digest: bytes, grant: RefreshGrant, now_s: float, expires_at: float, address: str = "") -> None:
         async with self._db.write() as conn:
+            await changelog.lock(conn)  # before any row: changes take it first too, and then never wait for us while we wait for them
             await _add(conn, digest, secrets.token_hex(16), grant, now_s, expires_at)
             await users.set_last_login(conn, grant.user_id, now_s)
             if address:
@@ -51,6 +52,7 @@ class RefreshTokens:
 
     async def rotate(self, old: bytes, new: bytes, now_s: float, expires_at: float, address: str = "") -> RefreshGrant:
         async with self._db.write() as conn:
+            await changelog.lock(conn)
             row = await tokens.find(conn, old)
             if row is None:
                 raise CredentialInvalid("unknown")
