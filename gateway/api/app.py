@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from gateway.api import audit, backends, docs, jwks, keys, login, models, operations, relayed, revisions, secrets, usage, users
+from gateway.api import audit, backends, docs, jwks, keys, login, models, operations, password_links, relayed, revisions, secrets, teams, usage, users
 from gateway.api.context import address_of
 from gateway.api.cors import Cors
 from gateway.api.envelope import Envelope
@@ -32,8 +32,10 @@ def create_api(control: Control) -> FastAPI:
     app.router.route_class = GuardedRoute
     add_error_handlers(app)
     relayed.add_routes(app)
-    login.add_routes(app, AddressLimits(address_of))
-    for part in (models, usage, jwks, users, keys, revisions, backends, secrets, audit, operations, docs):
+    limits = AddressLimits(address_of)
+    login.add_routes(app, limits)
+    password_links.add_routes(app, limits)
+    for part in (models, usage, jwks, users, teams, keys, revisions, backends, secrets, audit, operations, docs):
         part.add_routes(app)
     check_guarded(app.routes)
     app.add_middleware(Cors, origins=control.cors_origins, extra_paths=RELAY_PATHS)
