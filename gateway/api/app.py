@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from gateway.api import audit, backends, docs, jwks, keys, login, models, operations, password_links, relayed, revisions, secrets, teams, usage, users
+from gateway.api import (
+    audit,
+    backends,
+    docs,
+    jwks,
+    keys,
+    login,
+    models,
+    operations,
+    password_links,
+    relayed,
+    revisions,
+    secrets,
+    teams,
+    usage,
+    users,
+)
 from gateway.api.context import address_of
 from gateway.api.cors import Cors
 from gateway.api.envelope import Envelope

@@ -148,6 +148,13 @@ def add_routes(app: FastAPI, limits: AddressLimits) -> None:
     app.add_api_route("/auth/password", limits.limit(LOGIN_RATES)(change_password), methods=["POST"], status_code=204, tags=tags)
 
 
+def set_refresh_cookie(response: Response, pair: TokenPair, *, secure: bool) -> None:
+    """Only `/auth` gets it back, and only from pages of our own."""
+    response.set_cookie(
+        COOKIE, pair.refresh_token, max_age=REFRESH_LIFETIME_S, path="/auth", secure=secure, httponly=True, samesite="strict"
+    )
+
+
 def _require_own(own: bool, by_cookie: bool) -> None:
     if by_cookie and not own:
         raise Forbidden("The cookie is for the gateway's own pages only.")
@@ -163,14 +170,6 @@ def _refresh_token(request: Request, body: RefreshRequest) -> tuple[str | None, 
 
 def _answer(control: Control, response: Response, pair: TokenPair, by_cookie: bool) -> Tokens:
     if by_cookie:
-        response.set_cookie(
-            COOKIE,
-            pair.refresh_token,
-            max_age=REFRESH_LIFETIME_S,
-            path="/auth",
-            secure=control.cookie_secure,
-            httponly=True,
-            samesite="strict",
-        )
+        set_refresh_cookie(response, pair, secure=control.cookie_secure)
     text = None if by_cookie else pair.refresh_token
     return Tokens(access_token=pair.access_token, refresh_token=text, token_type="bearer", expires_in=pair.expires_in_s)

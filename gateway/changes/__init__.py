@@ -7,7 +7,8 @@ Raises `Forbidden`, `NotFound`, `Conflict`, `InvalidRequest` (of gateway.errors)
 """
 
 from gateway.changes.actor import Actor
-from gateway.changes.keys import IssuedKey, create_key, revoke_key, rotate_key, update_key
+from gateway.changes.keys import Grant, IssuedKey, create_key, import_key, revoke_key, rotate_key, update_key
+from gateway.changes.passwords import PasswordLink, issue_password_link, password_link_user, use_password_link
 from gateway.changes.revisions import apply_revision, delete_secret, rollback, set_secret
 from gateway.changes.signing import ensure_signing_key, reseal_secrets, rotate_signing_key
 from gateway.changes.teams import create_team, delete_team, rename_team
@@ -25,7 +26,9 @@ from gateway.changes.users import (
 
 __all__ = [
     "Actor",
+    "Grant",
     "IssuedKey",
+    "PasswordLink",
     "apply_revision",
     "create_key",
     "create_service",
@@ -37,6 +40,9 @@ __all__ = [
     "enable_user",
     "ensure_admin",
     "ensure_signing_key",
+    "import_key",
+    "issue_password_link",
+    "password_link_user",
     "rename_team",
     "reseal_secrets",
     "reset_password",
@@ -49,4 +55,5 @@ __all__ = [
     "set_team",
     "update_key",
     "update_user",
+    "use_password_link",
 ]

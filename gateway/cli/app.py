@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import audit, doctor, explain, init, keys, revisions, secrets, serve, usage, users
+from gateway.cli import audit, doctor, explain, init, keys, passwords, revisions, secrets, serve, usage, users
 
 app = typer.Typer(
     name="gateway",
@@ -36,6 +36,7 @@ def _options(
 
 app.command()(serve.serve)
 app.command()(init.init)
+users.app.command("password-link")(passwords.password_link)
 app.add_typer(users.app, name="users")
 app.add_typer(keys.app, name="keys")
 app.add_typer(secrets.app, name="secrets")
