@@ -4,7 +4,7 @@ Each host name is resolved once per request, its addresses are judged, and the c
 that resolves differently a moment later changes nothing. No redirects, no proxy from the environment, no cookies, no connection kept,
 bounded time and size.
 
-    FetchFailed     the message is one word for the log: timeout, unreachable, forbidden, large, garbage, failed
+Implements `Fetches` of auth.provider. `reason` of its `FetchFailed`: timeout, unreachable, forbidden, large, garbage, failed.
 """
 
 from __future__ import annotations
@@ -12,31 +12,17 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import orjson
 
 from auth.address import forbidden_address
+from auth.provider import Answer, FetchFailed
 
 MAX_BYTES = 1_000_000
 STEP_S = 5.0  # for each of connecting, sending, waiting for bytes
 WHOLE_S = 10.0
-
-
-class FetchFailed(Exception):
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """`content` is what the body says, of any JSON type; None where it is no JSON and the status is not 200."""
-
-    status: int
-    content: Any
 
 
 class Fetcher:

@@ -22,7 +22,6 @@ from typing import Any, Protocol
 from urllib.parse import quote_plus, urlencode, urlsplit
 
 from auth.errors import AuthError, CredentialInvalid, KeyUnknown
-from auth.fetch import Answer, FetchFailed
 from auth.jwks import ALGORITHMS, LEEWAY_S, KeySet
 from auth.oidc_config import OidcConfig, is_safe_url
 from auth.principal import Role
@@ -45,8 +44,24 @@ class LoginRefused(AuthError):
     """`reason`: denied, code, token, nonce, subject, issuer."""
 
 
+class FetchFailed(Exception):
+    """`reason`: one word for the log."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`content` is what the body says, of any JSON type; None where it is no JSON and the status is not 200."""
+
+    status: int
+    content: Any
+
+
 class Fetches(Protocol):
-    """`auth.fetch.Fetcher`."""
+    """How the provider is asked: `auth.fetch.Fetcher`. Raises `FetchFailed`."""
 
     async def get(self, url: str, headers: Mapping[str, str] | None = None) -> Answer: ...
 

@@ -22,7 +22,10 @@ from prometheus_client import CollectorRegistry
 from auth.address import forbidden_address, parse_networks
 from auth.authenticator import Authenticator
 from auth.login import Login
+from auth.oidc import OidcLogin
 from auth.passwords import Passwords
+from auth.provider import Provider
+from auth.seal import Seal
 from auth.throttle import Throttle
 from auth.tokens import AccessTokens
 from backends.custom import CustomBackend, verifying
@@ -53,7 +56,7 @@ from gateway.store.errors import StoreUnavailable
 from gateway.store.generation import Generation
 from gateway.store.live import LiveTables
 from gateway.store.logins import Accounts, RefreshTokens
-from gateway.store.secret_key import load_secret_keys
+from gateway.store.secret_key import derive, load_secret_keys
 from gateway.store.secrets import SecretBox, read_all
 from gateway.store.spending import Spending
 from gateway.wire.tokens import Tokenizer, TokenizerFault, Tokenizers
@@ -76,6 +79,7 @@ OBSERVE_S = 1.0
 SETTLE_S = 10.0  # how long a starting server waits for the ledger of one that died
 LOST_WORD_S = 1.0  # the same on SQLite, where the counters tell of each change: only to see that the file is still there
 REMOTE_POLL_S = 0.5  # how often the change log itself is read, for changes made on other hosts
+OIDC_LOGINS = "logins through a provider"  # purpose of a key: sealing what they remember in the browser
 DEMO_MODELS = Path(__file__).parent.parent / "backends" / "worker" / "demo"
 
 
@@ -165,6 +169,7 @@ class Services:
         box: SecretBox,
         tokens: AccessTokens,
         processes: int = 1,
+        oidc: OidcLogin | None = None,
     ) -> None:
         self.settings = settings
         self.db = db
@@ -219,18 +224,21 @@ class Services:
             ready=self.ready,
             metrics_text=lambda: exposition(self.relay.meter),
             trusted_proxies=parse_networks(settings.trusted_proxies),
+            oidc=oidc,
         )
 
     @classmethod
     async def open(cls, settings: Settings, processes: int = 1) -> Services:
         """Load everything that a request may need, so that no request waits for the store. `processes`: how many serve beside it."""
-        box = SecretBox.of(load_secret_keys(*settings.secret_key_sources()))
+        keys = load_secret_keys(*settings.secret_key_sources())
+        box = SecretBox.of(keys)
         db = Database(settings.database)
         generation = Generation(settings.run_dir / "generation")
         await ensure_signing_key(db, generation, Actor(user_id=None, via="init"), box=box, algorithm=settings.jwt_algorithm)
         live = await LiveTables.load(db, settings.stale_s)
         generation.set_change(live.applied)
-        services = cls(settings, db, generation, live, box, AccessTokens(await _signing_keys(db, box)), processes)
+        tokens = AccessTokens(await _signing_keys(db, box))
+        services = cls(settings, db, generation, live, box, tokens, processes, _oidc(settings, keys.current))
         await services._read_spending()
         await services._tokenizers.follow(await services._load_table())
         return services
@@ -384,6 +392,8 @@ class Services:
         self._tokenizers.close()
         self.control.passwords.close()
         await self._backends.close()
+        if self.control.oidc is not None:
+            await self.control.oidc.provider.close()
         await self.db.close()
         self.generation.close()
 
@@ -391,3 +401,13 @@ class Services:
 async def _signing_keys(db: Database, box: SecretBox) -> list[SigningKey]:
     async with db.read() as conn:
         return await signing.read_all(conn, box, time.time())
+
+
+def _oidc(settings: Settings, secret_key: str) -> OidcLogin | None:
+    """Logging in through the provider of the settings."""
+    if settings.oidc is None:
+        return None
+    from auth.fetch import Fetcher  # httpx: where nobody needs it, no process loads it
+
+    fetcher = Fetcher(tls=verifying(settings.upstream_ca_file), allow_link_local=settings.allow_link_local)
+    return OidcLogin(Provider(settings.oidc, fetcher), Seal(derive(secret_key, OIDC_LOGINS)))

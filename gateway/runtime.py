@@ -11,6 +11,7 @@ from typing import Protocol
 
 from auth.address import Networks
 from auth.login import Login
+from auth.oidc import OidcLogin
 from auth.passwords import Passwords
 from auth.ports import Authenticates
 from auth.tokens import AccessTokens
@@ -151,3 +152,5 @@ class Control:
     """The Prometheus exposition of this server (of all its processes)."""
     trusted_proxies: Networks = field(default_factory=Networks)
     """Peers whose word on their client's address and scheme is taken."""
+    oidc: OidcLogin | None = None
+    """Logging in through an OpenID provider, where one is set up."""

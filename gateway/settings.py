@@ -6,14 +6,17 @@ Only `app` and `cli` read them; everything else gets plain values. `.env.example
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from auth.address import parse_networks
+from auth.oidc_config import OidcConfig, checked_issuer, checked_public_url, checked_scopes, parse_roles
+from auth.principal import Role
 
 
 class SettingsError(Exception):
@@ -148,6 +151,46 @@ class Settings(BaseSettings):
     @classmethod
     def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return parse_networks(value).texts
+
+    @field_validator("oidc_issuer", "oidc_scopes", "oidc_roles", "oidc_public_url")
+    @classmethod
+    def _oidc_fits(cls, value: str, info: ValidationInfo) -> str:
+        checks: dict[str, Callable[[str], object]] = {
+            "oidc_issuer": checked_issuer,
+            "oidc_scopes": checked_scopes,
+            "oidc_roles": parse_roles,
+            "oidc_public_url": checked_public_url,
+        }
+        if value:
+            checks[str(info.field_name)](value)
+        return value
+
+    @field_validator("oidc_public_url")
+    @classmethod
+    def _oidc_whole(cls, value: str, info: ValidationInfo) -> str:
+        needed = {"GATEWAY_OIDC_CLIENT_ID": info.data.get("oidc_client_id"), "GATEWAY_OIDC_PUBLIC_URL": value}
+        missing = [name for name, given in needed.items() if not given]
+        if info.data.get("oidc_issuer") and missing:
+            raise ValueError(f"GATEWAY_OIDC_ISSUER needs {' and '.join(missing)} too")
+        return value
+
+    @property
+    def oidc(self) -> OidcConfig | None:
+        """The OpenID provider to log in through."""
+        if not self.oidc_issuer:
+            return None
+        return OidcConfig(
+            issuer=self.oidc_issuer,
+            client_id=self.oidc_client_id,
+            public_url=checked_public_url(self.oidc_public_url),
+            client_secret=self.oidc_client_secret.get_secret_value(),
+            scopes=checked_scopes(self.oidc_scopes),
+            role_claim=self.oidc_role_claim,
+            roles=parse_roles(self.oidc_roles),
+            default_role=Role(self.oidc_default_role) if self.oidc_default_role else None,
+            link_by_email=self.oidc_link_by_email,
+            trust_email=self.oidc_trust_email,
+        )
 
     @property
     def models_dir(self) -> Path:

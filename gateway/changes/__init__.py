@@ -7,6 +7,7 @@ Raises `Forbidden`, `NotFound`, `Conflict`, `InvalidRequest` (of gateway.errors)
 """
 
 from gateway.changes.actor import Actor
+from gateway.changes.identities import admit_identity, issue_login_code, take_login_code
 from gateway.changes.keys import Grant, IssuedKey, create_key, import_key, revoke_key, rotate_key, update_key
 from gateway.changes.passwords import PasswordLink, issue_password_link, password_link_user, use_password_link
 from gateway.changes.revisions import apply_revision, delete_secret, rollback, set_secret
@@ -29,6 +30,7 @@ __all__ = [
     "Grant",
     "IssuedKey",
     "PasswordLink",
+    "admit_identity",
     "apply_revision",
     "create_key",
     "create_service",
@@ -41,6 +43,7 @@ __all__ = [
     "ensure_admin",
     "ensure_signing_key",
     "import_key",
+    "issue_login_code",
     "issue_password_link",
     "password_link_user",
     "rename_team",
@@ -53,6 +56,7 @@ __all__ = [
     "set_role",
     "set_secret",
     "set_team",
+    "take_login_code",
     "update_key",
     "update_user",
     "use_password_link",
