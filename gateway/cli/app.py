@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import audit, doctor, explain, init, keys, passwords, revisions, secrets, serve, usage, users
+from gateway.cli import audit, doctor, explain, init, keys, passwords, revisions, secrets, serve, teams, usage, users
 
 app = typer.Typer(
     name="gateway",
@@ -38,6 +38,7 @@ app.command()(serve.serve)
 app.command()(init.init)
 users.app.command("password-link")(passwords.password_link)
 app.add_typer(users.app, name="users")
+app.add_typer(teams.app, name="teams")
 app.add_typer(keys.app, name="keys")
 app.add_typer(secrets.app, name="secrets")
 app.command()(revisions.check)
