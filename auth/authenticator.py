@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from auth.errors import CredentialInvalid, CredentialMissing, StoreAway
 from auth.keys import digest, looks_like_key
-from auth.ports import CredentialStore
+from auth.ports import CredentialStore, TokensOfOthers
 from auth.principal import Principal
 from auth.tokens import AccessTokens, looks_like_token
 
@@ -12,9 +12,11 @@ from auth.tokens import AccessTokens, looks_like_token
 class Authenticator:
     """Recognises API keys and login tokens by their shape; one never falls through to the other."""
 
-    def __init__(self, store: CredentialStore, tokens: AccessTokens) -> None:
+    def __init__(self, store: CredentialStore, tokens: AccessTokens, others: TokensOfOthers | None = None) -> None:
+        """`others`: verifies what is not signed by one of our own keys; None: nobody else is trusted."""
         self._store = store
         self._tokens = tokens
+        self._others = others
 
     def authenticate(self, credential: bytes, now_s: float) -> Principal:
         """Who sent `credential` (the bare value, without "Bearer"). `now_s`: Unix seconds.
@@ -41,6 +43,8 @@ class Authenticator:
             token = credential.decode("ascii")
         except UnicodeDecodeError:
             raise CredentialInvalid("malformed") from None
+        if self._others is not None and not self._tokens.issued(token):
+            return self._others.principal(token, now_s)
         claims = self._tokens.verify(token, now_s)
         user = self._store.user_by_id(claims.user_id)
         if user is None:

@@ -17,12 +17,11 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 
 from auth.errors import CredentialInvalid, KeyUnknown
 from auth.signing import PublicKey
-from auth.tokens import VerifyingKey, check_claims, head_of
+from auth.tokens import MAX_TOKEN_CHARS, VerifyingKey, check_claims, head_of
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "ES256", "ES384", "ES512")
 LEEWAY_S = 30.0  # how much the issuer's clock may differ from ours
 _MAX_KEYS = 100
-_MAX_TOKEN_CHARS = 16_384  # with the groups of a large directory in it
 _MIN_RSA_BITS, _MAX_RSA_BITS = 2048, 8192
 _RSA = ("RS256", "RS384", "RS512")
 _CURVES = {"P-256": (SECP256R1(), "ES256"), "P-384": (SECP384R1(), "ES384"), "P-521": (SECP521R1(), "ES512")}
@@ -71,7 +70,7 @@ class KeySet:
         Raises `CredentialInvalid`: malformed, signature (also: issuer, audience, algorithm), expired, early; `KeyUnknown` where the set
         may only be out of date.
         """
-        head = head_of(token, _MAX_TOKEN_CHARS)
+        head = head_of(token, MAX_TOKEN_CHARS)
         algorithm, kid = head.get("alg"), head.get("kid")
         if not isinstance(algorithm, str) or algorithm not in ALGORITHMS or algorithm not in algorithms:
             raise CredentialInvalid("signature")

@@ -56,6 +56,13 @@ class Authenticates(Protocol):
         """Who this credential is. `AuthError` where nobody is known by it."""
 
 
+class TokensOfOthers(Protocol):
+    """Tokens that trusted issuers have signed: `auth.issuers.TrustedIssuers`."""
+
+    def principal(self, token: str, now_s: float) -> Principal:
+        """Who it stands for. `AuthError` where it is not valid, or nobody can say."""
+
+
 class CredentialStore(Protocol):
     """Synchronous look-ups in process tables. They answer from memory; a change replaces records, it never edits them."""
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote_plus, urlencode, urlsplit
 
+from auth.claims import claim_at, role_of
 from auth.errors import AuthError, CredentialInvalid, KeyUnknown
 from auth.jwks import ALGORITHMS, LEEWAY_S, KeySet
 from auth.oidc_config import OidcConfig, is_safe_url
@@ -284,11 +285,7 @@ class Provider:
 
     def _role(self, claims: Mapping[str, Any]) -> Role | None:
         """The highest role that a value of the claim means; else the default."""
-        config = self.config
-        value = claim_at(claims, config.role_claim) if config.role_claim else None
-        values = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]
-        found = {config.roles[v] for v in values if v in config.roles}
-        return next((role for role in Role if role in found), config.default_role)
+        return role_of(claims, self.config.role_claim, self.config.roles, self.config.default_role)
 
 
 def read_metadata(document: Mapping[str, Any], config: OidcConfig) -> Metadata:
@@ -314,14 +311,4 @@ def _url(document: Mapping[str, Any], name: str, *, plain_allowed: bool) -> str:
     found = document.get(name)
     if not isinstance(found, str) or not is_safe_url(found, plain_allowed=plain_allowed) or "#" in found:
         raise ProviderAway("garbage")
-    return found
-
-
-def claim_at(claims: Mapping[str, Any], name: str) -> Any:
-    """The claim of this name, else what lies at this path ("realm_access.roles"); None where there is neither."""
-    if name in claims:
-        return claims[name]
-    found: Any = claims
-    for step in name.split("."):
-        found = found.get(step) if isinstance(found, Mapping) else None
     return found

@@ -28,6 +28,7 @@ from auth.signing import PublicKey, SigningKey, public_jwk
 ACCESS_LIFETIME_S = 900
 ACTIVATION_S = 5.0  # a new key signs only when every process on every host has had the time to read it; until then the one before it does
 _HOSTS_DIFFER_S = 60.0  # the clocks of two hosts of one gateway, for `iat` alone: `exp` is exact
+MAX_TOKEN_CHARS = 16_384  # of another issuer: with the groups of a large directory in it
 _MAX_TOKEN_CHARS = 4096
 # Strict: jose's base64 skips characters that do not belong there, and would raise errors of other kinds than its own over text.
 _SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
@@ -77,6 +78,18 @@ def head_of(token: str, max_chars: int = _MAX_TOKEN_CHARS) -> dict[str, Any]:
     if "crit" in head:  # RFC 7515, 4.1.11: what it names must be understood, and we understand none
         raise CredentialInvalid("malformed")
     return head
+
+
+def unverified_issuer(token: str) -> str:
+    """Who a token says it is from, which nobody vouches for: to choose whose keys may verify it. Raises `CredentialInvalid`: malformed."""
+    try:
+        claims = json.loads(jws.get_unverified_claims(token))
+    except (JOSEError, ValueError, RecursionError):
+        raise CredentialInvalid("malformed") from None
+    issuer = claims.get("iss") if isinstance(claims, dict) else None
+    if not isinstance(issuer, str):
+        raise CredentialInvalid("malformed")
+    return issuer
 
 
 def check_claims(
@@ -131,6 +144,10 @@ class AccessTokens:
         """Is this the id of one of our own keys?"""
         return isinstance(kid, str) and kid in self._verifiers
 
+    def issued(self, token: str) -> bool:
+        """Does a token name one of our own keys? Raises `CredentialInvalid`: malformed."""
+        return self.knows(head_of(token, MAX_TOKEN_CHARS).get("kid"))
+
     def public_keys(self, now_s: float | None = None) -> list[dict[str, str]]:
         """The public keys in force, as JSON web keys. A secret has none."""
         now_s = time.time() if now_s is None else now_s
@@ -181,7 +198,7 @@ def looks_like_token(credential: bytes) -> bool:
 
 
 def _prepared(material: Any, algorithm: str) -> Key:
-    """Built once: jose would parse a private key for every signature. It takes the objects of `cryptography`, which its stubs do not say."""
+    """Built once: jose would parse a private key for every signature. That it takes the objects of `cryptography` its stubs do not say."""
     return jwk.construct(material, algorithm)
 
 
