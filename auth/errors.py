@@ -15,8 +15,8 @@ from __future__ import annotations
 
 
 class AuthError(Exception):
-    """Base. `reason`: missing, malformed, unknown, revoked, expired, early, reused, signature, conflicting, disabled, password, delayed,
-    busy, unsuitable, store_away.
+    """Base. `reason`: missing, malformed, unknown, revoked, expired, early, reused, signature, role, conflicting, disabled, password,
+    delayed, busy, unsuitable, store_away.
     """
 
     def __init__(self, reason: str) -> None:

@@ -28,7 +28,7 @@ STALE_S = 86_400.0
 USER_PREFIX = "ext_"
 _MAX_SUBJECT_CHARS = 255
 # RFC 8725, 3.11: tokens of an issuer that mean something else (a log-out, a security event) say so here.
-_TYPES = frozenset((None, "jwt", "at+jwt", "application/at+jwt"))
+_TYPES = frozenset(("jwt", "at+jwt", "application/at+jwt"))
 
 
 class Gets(Protocol):
@@ -123,8 +123,8 @@ class TrustedIssuers:
     def principal(self, token: str, now_s: float) -> Principal:
         """Who a token stands for. Raises `CredentialInvalid`; `StoreAway` while the keys of its issuer are not known."""
         head = head_of(token, MAX_TOKEN_CHARS)
-        kind = head.get("typ")
-        if (kind.lower() if isinstance(kind, str) else kind) not in _TYPES:
+        kind = head.get("typ", "jwt")
+        if not isinstance(kind, str) or kind.lower() not in _TYPES:
             raise CredentialInvalid("malformed")
         issuer = self._issuers.get(unverified_issuer(token))  # which keys may verify it; they then say whether it is true
         if issuer is None:
