@@ -57,7 +57,12 @@ class Keeper:
             device=settings.model_device,
             dtype=settings.model_dtype,
         )
-        self._prober = Prober(settings.run_dir / PROBES_FILE, self._tell_servers, ca_file=settings.upstream_ca_file)
+        self._prober = Prober(
+            settings.run_dir / PROBES_FILE,
+            self._tell_servers,
+            ca_file=settings.upstream_ca_file,
+            allow_link_local=settings.allow_link_local,
+        )
         self._http = client()
         self._stop = asyncio.Event()
 
@@ -91,7 +96,7 @@ class Keeper:
 
     async def _ship_the_rest(self) -> None:
         try:
-            await self._shipper.ship()
+            await self._shipper.ship_the_last()
         except StoreUnavailable:
             logger.warning("the database is away: the ledger stays on disk and is shipped at the next start")
 

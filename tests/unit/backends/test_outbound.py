@@ -19,35 +19,8 @@ from backends.local import LocalState
 from gateway.app import LiveBackends
 from gateway.routing.table import BackendSpec
 from tests.faults.test_fuzz import CALL, Told
+from tests.name_server import Names
 from tests.upstream import Seen, Upstream, Wire
-
-
-class Names(asyncio.SelectorEventLoop):
-    """An event loop with a name server of its own: name -> one list of addresses per look-up, the last one for good."""
-
-    def __init__(self, known: dict[str, list[list[str]]]) -> None:
-        super().__init__()
-        self.known = known
-        self.asked: list[str] = []
-        self.tried: list[str] = []
-
-    async def create_connection(self, factory: Any, host: Any = None, port: Any = None, **more: Any) -> Any:  # type: ignore[override]  # as used
-        """Nothing leaves this machine."""
-        self.tried.append(host)
-        if not host.startswith("127."):
-            raise ConnectionRefusedError
-        return await super().create_connection(factory, host, port, **more)
-
-    async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:
-        self.asked.append(host)
-        answers = self.known.get(host)
-        if answers is None:
-            raise socket.gaierror(socket.EAI_NONAME, "unknown")
-        found = answers.pop(0) if len(answers) > 1 else answers[0]
-        return [
-            (socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port, 0, 0) if ":" in ip else (ip, port))
-            for ip in found
-        ]
 
 
 def run(main: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop | None = None) -> None:
