@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import time
@@ -78,6 +79,7 @@ POLL_S = 0.015  # how often the shared counters are looked at: a change is in fo
 OBSERVE_S = 1.0
 SETTLE_S = 10.0  # how long a starting server waits for the ledger of one that died
 LOST_WORD_S = 1.0  # the same on SQLite, where the counters tell of each change: only to see that the file is still there
+USES_S = 10.0
 REMOTE_POLL_S = 0.5  # how often the change log itself is read, for changes made on other hosts
 OIDC_LOGINS = "logins through a provider"  # purpose of a key: sealing what they remember in the browser
 DEMO_MODELS = Path(__file__).parent.parent / "backends" / "worker" / "demo"
@@ -293,9 +295,11 @@ class Services:
         remote_s = REMOTE_POLL_S if self.db.dialect == "postgresql" else LOST_WORD_S
         generation, live, wake, loop = self.generation, self.live, asyncio.Event(), asyncio.get_running_loop()
         timer: asyncio.Handle | None = None
+        uses = asyncio.create_task(self._write_uses(), name="uses")
 
         def behind(now_s: float) -> bool:
-            return self._reload or self._reload_signing or generation.change != live.applied or now_s > looked_s + remote_s
+            unread = generation.change != live.applied or live.unfinished
+            return self._reload or self._reload_signing or unread or now_s > looked_s + remote_s
 
         def look() -> None:  # a plain timer: waking a task this often would cost more than all the rest of an idle server
             nonlocal timer
@@ -331,8 +335,16 @@ class Services:
                     failing = True
                     await asyncio.sleep(1)
         finally:
+            uses.cancel()
             if timer is not None:
                 timer.cancel()  # what it looks at is closed next
+
+    async def _write_uses(self) -> None:
+        """Beside the loop that applies changes. Uses of keys on the control plane: the relay's are in the ledger, for the keeper."""
+        while True:
+            await asyncio.sleep(USES_S)
+            with contextlib.suppress(StoreUnavailable):  # they wait
+                await self.control.uses.write(self.db)
 
     async def _catch_up(self) -> None:
         """Put in force what the change log says. A revision that could not be loaded is tried again by the next call."""
@@ -394,6 +406,8 @@ class Services:
         await self._backends.close()
         if self.control.oidc is not None:
             await self.control.oidc.provider.close()
+        with contextlib.suppress(StoreUnavailable):
+            await self.control.uses.write(self.db, everything=True)
         await self.db.close()
         self.generation.close()
 

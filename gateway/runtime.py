@@ -25,6 +25,7 @@ from gateway.routing.health import Health, HealthBoard
 from gateway.routing.table import RouteTable, Target
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
+from gateway.store.key_uses import Uses
 from gateway.store.live import LiveTables
 from gateway.store.secrets import SecretBox
 from gateway.wire.tokens import Tokenizer
@@ -152,5 +153,7 @@ class Control:
     """The Prometheus exposition of this server (of all its processes)."""
     trusted_proxies: Networks = field(default_factory=Networks)
     """Peers whose word on their client's address and scheme is taken."""
+    uses: Uses = field(default_factory=Uses)
+    """Keys used on the control plane, until that is written; the relay's are in its ledger."""
     oidc: OidcLogin | None = None
     """Logging in through an OpenID provider, where one is set up."""

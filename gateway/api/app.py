@@ -13,6 +13,7 @@ from gateway.api import (
     login,
     models,
     operations,
+    own_keys,
     password_links,
     relayed,
     revisions,
@@ -44,14 +45,14 @@ def create_api(control: Control) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
     app.state.control = control
-    app.state.guard = Guard(control.relay.authenticator)
+    app.state.guard = Guard(control.relay.authenticator, control.trusted_proxies, control.uses)
     app.router.route_class = GuardedRoute
     add_error_handlers(app)
     relayed.add_routes(app)
     limits = AddressLimits(address_of)
     login.add_routes(app, limits)
     password_links.add_routes(app, limits)
-    for part in (models, usage, jwks, users, teams, keys, revisions, backends, secrets, audit, operations, docs):
+    for part in (models, usage, jwks, users, teams, keys, own_keys, revisions, backends, secrets, audit, operations, docs):
         part.add_routes(app)
     check_guarded(app.routes)
     app.add_middleware(Cors, origins=control.cors_origins, extra_paths=RELAY_PATHS)

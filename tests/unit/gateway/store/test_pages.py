@@ -40,13 +40,13 @@ async def test_keys_by_pages(db: Database) -> None:
         await keys.revoke(conn, "id0000000003", 5.0)
         seen: list[ApiKey] = []
         while batch := await keys.page(conn, after=seen[-1] if seen else None, limit=6):
-            seen += batch
+            seen += [found.key for found in batch]
         assert [k.id for k in seen] == [f"id{n:010d}" for n in range(20) if n != 3]
         assert seen[5].limits == Limits(rpm=7)
         assert len(await keys.page(conn, user_id=one.id)) == 9
         assert len(await keys.page(conn, user_id=one.id, revoked=True)) == 10
-        assert [k.name for k in await keys.page(conn, search="me 7%")] == ["name 7%"]
-        assert [k.id for k in await keys.page(conn, search="id0000000012")] == ["id0000000012"]
+        assert [k.key.name for k in await keys.page(conn, search="me 7%")] == ["name 7%"]
+        assert [k.key.id for k in await keys.page(conn, search="id0000000012")] == ["id0000000012"]
         assert await keys.page(conn, search="_") == []
 
 
