@@ -32,7 +32,7 @@ class Passwords:
     ) -> None:
         scheme: Any = argon2
         self._scheme = scheme.using(type="ID", memory_cost=memory_kib, time_cost=rounds, parallelism=_LANES)
-        self._turns = turns or Turns(lock_file)
+        self.turns = turns or Turns(lock_file)
         self._decoy: str | None = None
 
     async def hash(self, password: str, *, email: str = "") -> str:
@@ -41,7 +41,7 @@ class Passwords:
         For callers who have proven who they are: their turn is ahead of strangers'. Raises `PasswordUnsuitable` and `HasherBusy`.
         """
         check_password(password, email)
-        return await self._turns.run(lambda: str(self._scheme.hash(password)), ahead=True)
+        return await self.turns.run(lambda: str(self._scheme.hash(password)), ahead=True)
 
     async def verify(self, password: str, stored: str | None, *, ahead: bool = False) -> tuple[bool, str | None]:
         """(does it match, the hash to store instead, if `stored` was made with other parameters).
@@ -51,10 +51,10 @@ class Passwords:
         """
         if len(password.encode()) > MAX_BYTES:
             return False, None
-        return await self._turns.run(lambda: self._verify(password, stored), ahead=ahead)
+        return await self.turns.run(lambda: self._verify(password, stored), ahead=ahead)
 
     def close(self) -> None:
-        self._turns.close()
+        self.turns.close()
 
     def _verify(self, password: str, stored: str | None) -> tuple[bool, str | None]:
         if stored is None:

@@ -2,12 +2,12 @@
 
 Three counts of wrong passwords, each with a wait that grows with it and a longest wait; a count is forgotten an hour after its last one:
 
-    of one account from one address   doubles each time from the 4th on: 1 s ... 1 min
-    from one address, any account     doubles each time from the 11th on: 1 s ... 1 min
+    of one account from one address   doubles each time from the 6th on: 1 s ... 1 min
+    from one address, any account     doubles each time from the 21st on: 1 s ... 1 min
     of one account, from anywhere     doubles every ten from the 21st on: 0.25 s ... 10 s; at most 0.5 s for an address that has none yet
 
 The last two are for *strangers*: addresses from which this user has not logged in before. From a known address only the first count is
-looked at, and its wait is at most 3 s. So whoever tries a thousand addresses slows down those alone, and the owner comes in.
+looked at, its wait begins with the 11th and is at most 3 s. So whoever tries a thousand addresses slows down those alone, and the owner comes in.
 
 An attempt is counted before the password is looked at (or many at once would all see a count of none) and taken back if it was right.
 An account that does not exist is counted like any other.
@@ -58,9 +58,9 @@ class Wait:
         return float(min(self.longest_s, self.first_s * 2.0**doublings))
 
 
-PAIR = Wait(free=3, first_s=1.0, step=1, longest_s=60.0)
-PAIR_KNOWN = Wait(free=3, first_s=1.0, step=1, longest_s=3.0)
-ADDRESS = Wait(free=10, first_s=1.0, step=1, longest_s=60.0)
+PAIR = Wait(free=5, first_s=1.0, step=1, longest_s=60.0)
+PAIR_KNOWN = Wait(free=10, first_s=1.0, step=1, longest_s=3.0)
+ADDRESS = Wait(free=20, first_s=1.0, step=1, longest_s=60.0)
 ACCOUNT = Wait(free=20, first_s=0.25, step=10, longest_s=10.0)
 ACCOUNT_FRESH = Wait(free=20, first_s=0.25, step=10, longest_s=0.5)
 

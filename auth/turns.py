@@ -105,6 +105,8 @@ class _HostLock:
     _FORM = struct.Struct("<d")
 
     def __init__(self, path: Path | None) -> None:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._threads = threading.Lock()
         self.value = 0.0
