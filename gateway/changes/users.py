@@ -1,4 +1,8 @@
-"""Changes of users. Admins change everybody; a manager the members, viewers and services of their own team, as `Change.managed` says."""
+"""Changes of users. Admins change everybody; a manager the members, viewers and services of their own team, as `Change.managed` says.
+
+A manager never chooses a password for somebody: who is a member today may be an admin tomorrow, with the password that the manager knows.
+For the same reason whoever is raised to manager or admin has to log in again. Managers issue links (see passwords.py).
+"""
 
 from __future__ import annotations
 
@@ -36,12 +40,14 @@ async def create_user(
     team: str | None = None,
     limits: Limits | None = None,
 ) -> User:
-    """A person. `password_hash`: of `auth.passwords.Passwords.hash`; None: they cannot log in with a password.
+    """A person. `password_hash`: of `auth.passwords.Passwords.hash`; None: they cannot log in with a password. Only an admin gives one.
 
     `team`: id or name; None: of no team, or of the team of the manager who acts. `limits`: of what they do with a login token.
     """
     async with change(db, generation, actor) as step:
         wanted = _grantable(step, role)
+        if password_hash is not None:
+            step.require_admin()
         team_id = await _team_for(step, team)
         return await new_user(step, email, wanted, password_hash=password_hash, name=name, team_id=team_id, limits=limits)
 
@@ -109,10 +115,11 @@ async def enable_user(db: Database, generation: Generation, actor: Actor, user_i
 
 
 async def reset_password(db: Database, generation: Generation, actor: Actor, user_id: str, *, password_hash: str) -> User:
-    """A new password; every login of this user ends. Users may set their own: their old password is the caller's to ask for."""
+    """A new password; every login of this user ends. By an admin, or by users themselves: to ask for their old one is the caller's part."""
     async with change(db, generation, actor) as step:
-        # a key cannot change the password of its owner: who finds one could then log in
-        user = await step.seen(user_id) if step.is_self(user_id) and actor.login else await step.managed(user_id)
+        if not (step.is_self(user_id) and actor.login):  # with a key nobody sets their password: who finds one could then log in
+            step.require_admin()
+        user = await step.seen(user_id)
         if user.is_service:
             raise Conflict("A service account never logs in: it has keys.")
         await users.set_password(step.conn, user_id, password_hash)
@@ -178,6 +185,9 @@ async def _set_role(step: Change, user: User, role: Role | str) -> User:
         _check_service_role(wanted)
     await _keep_an_admin(step, user)
     await users.set_role(step.conn, user.id, wanted)
+    if wanted not in MANAGEABLE and user.role != Role.ADMIN:  # raised
+        await users.end_logins(step.conn, user.id)
+        await tokens.revoke_user(step.conn, user.id)
     return await _recorded(step, "set_role", user)
 
 

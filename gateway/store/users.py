@@ -150,6 +150,11 @@ async def set_password(conn: AsyncConnection, user_id: str, new_hash: str) -> No
     await _update(conn, user_id, password_hash=new_hash, token_epoch=_U.token_epoch + 1)
 
 
+async def end_logins(conn: AsyncConnection, user_id: str) -> None:
+    """Login tokens issued so far stop working."""
+    await _update(conn, user_id, token_epoch=_U.token_epoch + 1)
+
+
 async def set_disabled(conn: AsyncConnection, user_id: str, disabled_at: float | None) -> None:
     """Login tokens issued so far stop working, also after the user is enabled again."""
     await _update(conn, user_id, disabled_at=disabled_at, token_epoch=_U.token_epoch + 1)
