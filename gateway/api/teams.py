@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.api.context import By, TheControl, in_force
 from gateway.api.moments import moment
-from gateway.api.paging import After, Limit, Page, cut
+from gateway.api.paging import NO_NUL, After, Limit, Page, cut
 from gateway.api.reach import TheReach
 from gateway.changes import create_team, delete_team, rename_team
 from gateway.errors import InvalidRequest, NotFound
@@ -20,7 +20,7 @@ from gateway.store import teams
 from gateway.store.engine import Connection
 from gateway.store.teams import Heads, Team
 
-TeamId = Annotated[str, Path(max_length=100, examples=["team_4c1a7be09f2d5566"])]
+TeamId = Annotated[str, Path(max_length=100, pattern=NO_NUL, examples=["team_4c1a7be09f2d5566"])]
 _NOBODY = Heads()
 
 
@@ -43,7 +43,7 @@ class TeamIn(BaseModel):
 async def list_teams(
     control: TheControl,
     reach: TheReach,
-    search: Annotated[str, Query(max_length=100, description="Part of the name.")] = "",
+    search: Annotated[str, Query(max_length=100, pattern=NO_NUL, description="Part of the name.")] = "",
     after: After = "",
     limit: Limit = 50,
 ) -> Page[TeamOut]:

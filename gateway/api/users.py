@@ -16,7 +16,7 @@ from gateway.api.context import By, TheControl, in_force
 from gateway.api.limits import LimitsIn, LimitsOut, budget_of, no_defaults
 from gateway.api.limits import shown as shown_limits
 from gateway.api.moments import moment, moment_or_none
-from gateway.api.paging import After, Limit, Page, cut
+from gateway.api.paging import NO_NUL, After, Limit, Page, cut
 from gateway.api.reach import TheReach
 from gateway.changes import create_service, create_user, reset_password, update_user
 from gateway.errors import InvalidRequest, NotFound
@@ -25,9 +25,9 @@ from gateway.store import teams, users
 from gateway.store.engine import Connection
 from gateway.store.users import Kind, User
 
-UserId = Annotated[str, Path(max_length=100, examples=["usr_9f2c1a7be04d5566"])]
-Search = Annotated[str, Query(max_length=100, description="Part of the e-mail address or the name.")]
-TeamText = Annotated[str, Field(min_length=1, max_length=100, description="Id or name of a team.", examples=["research"])]
+UserId = Annotated[str, Path(max_length=100, pattern=NO_NUL, examples=["usr_9f2c1a7be04d5566"])]
+Search = Annotated[str, Query(max_length=100, pattern=NO_NUL, description="Part of the e-mail address or the name.")]
+TeamText = Annotated[str, Field(min_length=1, max_length=100, pattern=NO_NUL, description="Id or name of a team.", examples=["research"])]
 Name = Annotated[str, Field(max_length=200, description="To show.", examples=["Dana Kim"])]
 
 
@@ -95,7 +95,7 @@ async def list_users(
     control: TheControl,
     reach: TheReach,
     search: Search = "",
-    team: Annotated[str | None, Query(max_length=100, description="Only those of this team (team id).")] = None,
+    team: Annotated[str | None, Query(max_length=100, pattern=NO_NUL, description="Only those of this team (team id).")] = None,
     kind: Annotated[Kind | None, Query()] = None,
     after: After = "",
     limit: Limit = 50,
@@ -124,7 +124,7 @@ async def get_user(control: TheControl, reach: TheReach, user_id: UserId) -> Use
 
 
 async def add_user(control: TheControl, by: By, body: UserIn) -> UserOut:
-    """Create a user. A manager creates members and viewers of their own team."""
+    """Create a user. A manager creates members and viewers of their own team, without a password: they get a link."""
     password_hash = None if body.password is None else await control.passwords.hash(body.password)
     user = await create_user(
         control.db,
@@ -147,7 +147,10 @@ async def add_service(control: TheControl, by: By, body: ServiceIn) -> UserOut:
 
 
 async def change_user(control: TheControl, by: By, user_id: UserId, body: UserChange) -> UserOut:
-    """Change a user's name, role, team or limits, disable or enable them. The last enabled admin stays one."""
+    """Change a user's name, role, team or limits, disable or enable them. The last enabled admin stays one.
+
+    Who is made an admin or a manager has to log in again.
+    """
     fields: dict[str, Any] = body.model_dump(exclude_unset=True)
     if "budget" in fields:
         fields["budget"] = budget_of(body.budget)
