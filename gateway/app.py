@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
+    from auth.issuers import TrustedIssuers
     from auth.principal import Principal
     from auth.signing import SigningKey
     from backends.base import Backend
@@ -80,6 +81,7 @@ OBSERVE_S = 1.0
 SETTLE_S = 10.0  # how long a starting server waits for the ledger of one that died
 LOST_WORD_S = 1.0  # the same on SQLite, where the counters tell of each change: only to see that the file is still there
 USES_S = 10.0
+ISSUERS_S = 3.0  # how long a starting server waits for the keys of trusted issuers
 REMOTE_POLL_S = 0.5  # how often the change log itself is read, for changes made on other hosts
 OIDC_LOGINS = "logins through a provider"  # purpose of a key: sealing what they remember in the browser
 DEMO_MODELS = Path(__file__).parent.parent / "backends" / "worker" / "demo"
@@ -172,6 +174,7 @@ class Services:
         tokens: AccessTokens,
         processes: int = 1,
         oidc: OidcLogin | None = None,
+        others: TrustedIssuers | None = None,
     ) -> None:
         self.settings = settings
         self.db = db
@@ -179,6 +182,7 @@ class Services:
         self.live = live
         self.box = box
         self._tokens = tokens
+        self._others = others
         self.local_state = LocalState(settings.run_dir / "local.json")
         self._backends = LiveBackends(self.local_state, verifying(settings.upstream_ca_file), settings.allow_link_local)
         self._tokenizers = RouteTokenizers(settings)
@@ -195,7 +199,7 @@ class Services:
         metrics.build.labels(version("model-gateway")).set(1)
         self.ledger = SegmentWriter(settings.run_dir / "ledger")
         self.relay = Relay(
-            authenticator=Authenticator(live, tokens),
+            authenticator=Authenticator(live, tokens, others),
             limiter=LocalLimiter(self._spending.spent_pusd) if processes == 1 else RefusingLimiter(),
             ledger=self.ledger,
             meter=Meter(metrics),
@@ -240,7 +244,10 @@ class Services:
         live = await LiveTables.load(db, settings.stale_s)
         generation.set_change(live.applied)
         tokens = AccessTokens(await _signing_keys(db, box))
-        services = cls(settings, db, generation, live, box, tokens, processes, _oidc(settings, keys.current))
+        others = _others(settings)
+        services = cls(settings, db, generation, live, box, tokens, processes, _oidc(settings, keys.current), others)
+        if others is not None:
+            await others.start(ISSUERS_S)
         await services._read_spending()
         await services._tokenizers.follow(await services._load_table())
         return services
@@ -296,6 +303,7 @@ class Services:
         generation, live, wake, loop = self.generation, self.live, asyncio.Event(), asyncio.get_running_loop()
         timer: asyncio.Handle | None = None
         uses = asyncio.create_task(self._write_uses(), name="uses")
+        issuers = asyncio.create_task(self._others.follow(), name="issuers") if self._others is not None else None
 
         def behind(now_s: float) -> bool:
             unread = generation.change != live.applied or live.unfinished
@@ -336,6 +344,8 @@ class Services:
                     await asyncio.sleep(1)
         finally:
             uses.cancel()
+            if issuers is not None:
+                issuers.cancel()
             if timer is not None:
                 timer.cancel()  # what it looks at is closed next
 
@@ -415,6 +425,21 @@ class Services:
 async def _signing_keys(db: Database, box: SecretBox) -> list[SigningKey]:
     async with db.read() as conn:
         return await signing.read_all(conn, box, time.time())
+
+
+def _others(settings: Settings) -> TrustedIssuers | None:
+    """The issuers of the settings whose tokens are accepted."""
+    if not settings.trusted_issuers:
+        return None
+    from auth.fetch import Fetcher  # as below
+    from auth.issuers import TrustedIssuers
+    from auth.trusted import trusted_issuers
+
+    def failed(issuer: str, word: str) -> None:
+        logger.warning("the keys of a trusted issuer could not be fetched", issuer=issuer, fault=word)
+
+    fetcher = Fetcher(tls=verifying(settings.upstream_ca_file), allow_link_local=settings.allow_link_local)
+    return TrustedIssuers(trusted_issuers(settings.trusted_issuers), fetcher, failed)
 
 
 def _oidc(settings: Settings, secret_key: str) -> OidcLogin | None:

@@ -174,6 +174,15 @@ class Settings(BaseSettings):
             raise ValueError(f"GATEWAY_OIDC_ISSUER needs {' and '.join(missing)} too")
         return value
 
+    @field_validator("trusted_issuers")
+    @classmethod
+    def _issuers(cls, value: str) -> str:
+        if value:
+            from auth.trusted import trusted_issuers  # cryptography: where nobody needs it, no command loads it
+
+            trusted_issuers(value)
+        return value
+
     @property
     def oidc(self) -> OidcConfig | None:
         """The OpenID provider to log in through."""
