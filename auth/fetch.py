@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import orjson
 
-from auth.address import forbidden_address
+from auth.outbound import AddressForbidden, Pinned
 from auth.provider import Answer, FetchFailed
 
 MAX_BYTES = 1_000_000
@@ -67,6 +67,8 @@ class Fetcher:
                         raise FetchFailed("large")
         except (TimeoutError, httpx.TimeoutException):
             raise FetchFailed("timeout") from None
+        except AddressForbidden:
+            raise FetchFailed("forbidden") from None
         except httpx.ConnectError:
             raise FetchFailed("unreachable") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError):  # ValueError: a host name that IDNA refuses
@@ -82,42 +84,12 @@ class Fetcher:
                 limits=httpx.Limits(max_keepalive_connections=0),
             )
             self._client = httpx.AsyncClient(
-                transport=_Pinned(inner, self._allow_link_local), trust_env=False, follow_redirects=False, timeout=self._step_s
+                transport=Pinned(inner, allow_link_local=self._allow_link_local),
+                trust_env=False,
+                follow_redirects=False,
+                timeout=self._step_s,
             )
         return self._client
-
-
-class _Pinned(httpx.AsyncBaseTransport):
-    """Sends each request to an address that was looked at, under the name that was asked for (Host, SNI, certificate)."""
-
-    def __init__(self, inner: httpx.AsyncHTTPTransport, allow_link_local: bool) -> None:
-        self._inner = inner
-        self._allow_link_local = allow_link_local
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        name = request.url.host
-        request.extensions["sni_hostname"] = request.url.raw_host.decode("ascii")
-        failure: httpx.TransportError = httpx.ConnectError("no address")
-        for address in await self._addresses(name, request.url.port or 443):
-            request.url = request.url.copy_with(host=address)
-            try:
-                return await self._inner.handle_async_request(request)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:  # nothing was sent: the next address may do
-                failure = error
-        raise failure
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-    async def _addresses(self, name: str, port: int) -> list[str]:
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(name, port, type=1)  # SOCK_STREAM
-        except OSError:
-            raise httpx.ConnectError("no address") from None
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-        if any(forbidden_address(address, allow_link_local=self._allow_link_local) for address in addresses):
-            raise FetchFailed("forbidden")
-        return addresses
 
 
 def _json(body: bytes, status: int) -> Any:
