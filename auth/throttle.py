@@ -7,7 +7,8 @@ Three counts of wrong passwords, each with a wait that grows with it and a longe
     of one account, from anywhere     doubles every ten from the 21st on: 0.25 s ... 10 s; at most 0.5 s for an address that has none yet
 
 The last two are for *strangers*: addresses from which this user has not logged in before. From a known address only the first count is
-looked at, its wait begins with the 11th and is at most 3 s. So whoever tries a thousand addresses slows down those alone, and the owner comes in.
+looked at; its wait begins with the 11th and is at most 3 s. So whoever tries a thousand addresses slows down those alone, and the owner
+comes in.
 
 An attempt is counted before the password is looked at (or many at once would all see a count of none) and taken back if it was right.
 An account that does not exist is counted like any other.
