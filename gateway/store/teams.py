@@ -55,7 +55,9 @@ async def page(conn: AsyncConnection, *, after: str = "", limit: int = 50, searc
     """Teams by name, those after the name `after`. `search`: a part of the name. `team_id`: only this one; None: all."""
     query = select(*_COLUMNS).where(teams.c.name > after).order_by(teams.c.name).limit(limit)
     if search.strip():
-        query = query.where(func.lower(teams.c.name).contains(search.strip().lower(), autoescape=True))
+        words = search.strip()
+        named = (teams.c.name.contains(words, autoescape=True), func.lower(teams.c.name).contains(words.lower(), autoescape=True))
+        query = query.where(or_(*named))
     if team_id is not None:
         query = query.where(teams.c.id == team_id)
     return [Team(*row) for row in (await conn.execute(query)).all()]

@@ -185,8 +185,10 @@ def _admins(query: Select[Any]) -> Select[Any]:
 
 
 def _holding(search: str) -> ColumnElement[bool]:
-    words = normalise_email(search)
-    return or_(_U.email.contains(words, autoescape=True), func.lower(_U.name).contains(words, autoescape=True))
+    """Databases may lower ASCII alone: other letters of a name are found as they are written."""
+    words, lowered = search.strip(), normalise_email(search)
+    named = (_U.name.contains(words, autoescape=True), func.lower(_U.name).contains(lowered, autoescape=True))
+    return or_(_U.email.contains(lowered, autoescape=True), *named)
 
 
 async def _update(conn: AsyncConnection, user_id: str, **values: Any) -> None:
