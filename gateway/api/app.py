@@ -12,6 +12,7 @@ from gateway.api import (
     keys,
     login,
     models,
+    oidc,
     operations,
     own_keys,
     password_links,
@@ -52,6 +53,7 @@ def create_api(control: Control) -> FastAPI:
     limits = AddressLimits(address_of)
     login.add_routes(app, limits)
     password_links.add_routes(app, limits)
+    oidc.add_routes(app, limits)
     for part in (models, usage, jwks, users, teams, keys, own_keys, revisions, backends, secrets, audit, operations, docs):
         part.add_routes(app)
     check_guarded(app.routes)
