@@ -194,7 +194,7 @@ class Services:
         self._tokenizing: asyncio.Task[None] | None = None
         self._started_s = time.monotonic()
         self._was_ready = False
-        passwords = Passwords(settings.run_dir / "passwords.lock")
+        passwords = Passwords(settings.password_lock)
         metrics = make_metrics(CollectorRegistry())
         metrics.build.labels(version("model-gateway")).set(1)
         self.ledger = SegmentWriter(settings.run_dir / "ledger")

@@ -229,6 +229,11 @@ class Settings(BaseSettings):
         """Sockets, counters and segment files of the running server."""
         return self.home / "run"
 
+    @property
+    def password_lock(self) -> Path:
+        """Held by whoever hashes a password: one at a time on this host."""
+        return self.run_dir / "passwords.lock"
+
 
 def load_settings() -> Settings:
     """Read the settings; `SettingsError` with one sentence per fault."""

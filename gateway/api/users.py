@@ -125,7 +125,7 @@ async def get_user(control: TheControl, reach: TheReach, user_id: UserId) -> Use
 
 async def add_user(control: TheControl, by: By, body: UserIn) -> UserOut:
     """Create a user. A manager creates members and viewers of their own team, without a password: they get a link."""
-    password_hash = None if body.password is None else await control.passwords.hash(body.password)
+    password_hash = None if body.password is None else await control.passwords.hash(body.password, email=body.email)
     user = await create_user(
         control.db,
         control.generation,
@@ -161,7 +161,9 @@ async def set_password(control: TheControl, by: By, user_id: UserId, body: Passw
     """Set a user's password. All their logins end."""
     given = body.password if body else None
     password = given or secrets.token_urlsafe(12)
-    password_hash = await control.passwords.hash(password)
+    async with control.db.read() as conn:
+        user = await users.by_id(conn, user_id)
+    password_hash = await control.passwords.hash(password, email=user.email if user else "")
     await reset_password(control.db, control.generation, by, user_id, password_hash=password_hash)
     await in_force(control)
     return PasswordOut(password=None if given else password)

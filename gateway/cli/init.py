@@ -96,7 +96,8 @@ async def _first_admin(db: Database, generation: Generation, settings: Settings)
     given = settings.admin_password.get_secret_value()
     password = given or secrets.token_urlsafe(15)
     actor = Actor(user_id=None, via="init")
-    made = await ensure_admin(db, generation, actor, email=settings.admin_email, password_hash=await hashed(password))
+    password_hash = await hashed(password, settings.admin_email, settings)
+    made = await ensure_admin(db, generation, actor, email=settings.admin_email, password_hash=password_hash)
     return settings.admin_email, made is not None, None if given or made is None else password  # None: another process was first
 
 

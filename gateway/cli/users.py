@@ -16,6 +16,7 @@ from gateway.cli.options import Json
 from gateway.cli.output import fail, show, show_json, show_table
 
 if TYPE_CHECKING:
+    from gateway.settings import Settings
     from gateway.store.users import User
 
 app = typer.Typer(help="People and services that own keys.", no_args_is_help=True)
@@ -150,7 +151,8 @@ def reset(email: Email = "", email_option: EmailOption = "", password_stdin: Fro
     password, made = _password(password_stdin)
 
     async def change(ctx: Context, user: User) -> User:
-        return await reset_password(ctx.db, ctx.generation, ctx.actor, user.id, password_hash=await hashed(password))
+        password_hash = await hashed(password, user.email, ctx.settings)
+        return await reset_password(ctx.db, ctx.generation, ctx.actor, user.id, password_hash=password_hash)
 
     _change(email or email_option, change, as_json, password if made else None)
 
@@ -175,13 +177,13 @@ async def all_users(ctx: Context, search: str = "", team_id: str | None = None) 
     return found
 
 
-async def hashed(password: str) -> str:
-    """What is stored of a password. Raises `PasswordUnsuitable`."""
+async def hashed(password: str, email: str, settings: Settings) -> str:
+    """What is stored of a password of the user with this e-mail. Takes its turn beside a running server. Raises `PasswordUnsuitable`."""
     from auth.passwords import Passwords
 
-    passwords = Passwords()
+    passwords = Passwords(settings.password_lock)
     try:
-        return await passwords.hash(password)
+        return await passwords.hash(password, email=email)
     finally:
         passwords.close()
 
@@ -210,7 +212,7 @@ async def _new_person(ctx: Context, email: str, role: str, team: str, name: str,
         ctx.actor,
         email=email,
         role=role,
-        password_hash=await hashed(password),
+        password_hash=await hashed(password, email, ctx.settings),
         name=name or None,
         team=team or None,
         limits=Limits(**limits),

@@ -22,7 +22,7 @@ from gateway.routing.document import RevisionDocument
 from gateway.routing.probes import FILE_NAME as PROBES_FILE
 from gateway.routing.table import local_specs
 from gateway.settings import Settings
-from gateway.store import revisions, samples, tokens
+from gateway.store import login_addresses, password_links, revisions, samples, tokens
 from gateway.store.engine import Database
 from gateway.store.errors import StoreUnavailable
 from gateway.store.generation import Generation
@@ -35,6 +35,7 @@ SHIP_S = 1.0  # the ledger is to be readable at most 2 s after a request has end
 LOOK_S = 0.2
 SAMPLE_S = 15.0
 SAMPLES_KEPT_S = 14 * 86_400
+ADDRESSES_KEPT_S = 180 * 86_400  # from which somebody has logged in
 TIDY_S = 3600.0
 DEMO_MODELS = Path(__file__).parent.parent.parent / "backends" / "worker" / "demo"
 
@@ -63,7 +64,7 @@ class Keeper:
             ca_file=settings.upstream_ca_file,
             allow_link_local=settings.allow_link_local,
         )
-        self._http = client()
+        self._http = client(settings.run_dir)
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -167,6 +168,8 @@ class Keeper:
         async with self._db.write() as conn:
             await samples.delete_older(conn, now_s - SAMPLES_KEPT_S)
             await tokens.purge(conn, now_s)
+            await password_links.purge(conn, now_s)
+            await login_addresses.purge(conn, now_s - ADDRESSES_KEPT_S)
 
     async def _wait(self, seconds: float) -> None:
         try:
