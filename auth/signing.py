@@ -67,7 +67,10 @@ def to_text(material: Material) -> str:
 
 def from_text(algorithm: str, text: str) -> Material:
     """The inverse of `to_text`. Raises `ValueError` where the text is not a key of this algorithm."""
-    material = base64.urlsafe_b64decode(text) if algorithm == "HS256" else load_pem_private_key(text.encode(), None)
+    if algorithm == "HS256":
+        material: object = base64.b64decode(text.encode(), altchars=b"-_", validate=True)
+    else:
+        material = load_pem_private_key(text.encode(), None)
     _check(algorithm, material)
     assert isinstance(material, Material)
     return material
