@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from gateway import native
+from gateway import native, own_client
 from gateway.cli.context import require_current
 from gateway.cli.options import Json
 from gateway.cli.output import show, show_json
@@ -172,7 +172,8 @@ async def _sealed(db: Database, settings: Settings) -> list[Finding]:
 
 def _tls(settings: Settings) -> Iterator[Finding]:
     if ServerTls.of(settings) is not None:
-        yield Finding("tls", True, f"{settings.tls_cert_file} and its key can be used")
+        whose = "" if settings.tls_client_ca_file is None else f", and clients are checked against {settings.tls_client_ca_file}"
+        yield Finding("tls", True, f"{settings.tls_cert_file} and its key can be used{whose}")
     check_upstream_ca(settings.upstream_ca_file)
 
 
@@ -183,7 +184,7 @@ def _port(settings: Settings) -> Iterator[Finding]:
     except OSError:
         yield _can_bind(settings)
         return
-    if _is_ours(host, settings.port, tls=settings.tls_cert_file is not None):
+    if _is_ours(host, settings.port, own_client.context(settings.run_dir) if settings.tls_cert_file is not None else None):
         yield Finding("port", True, f"the gateway answers on {host}:{settings.port}")
     else:
         fix = "Stop that program, or choose another port with PORT."
@@ -202,11 +203,10 @@ def _can_bind(settings: Settings) -> Finding:
     return Finding("port", True, f"{settings.host}:{settings.port} is free; no server runs there")
 
 
-def _is_ours(host: str, port: int, tls: bool) -> bool:
+def _is_ours(host: str, port: int, tls: ssl.SSLContext | None) -> bool:
     connection = http.client.HTTPConnection(host, port, timeout=_PROBE_S)
-    if tls:  # the certificate names the public host, not this address
-        context = ssl._create_unverified_context()  # noqa: S323  # nothing secret is sent
-        connection = http.client.HTTPSConnection(host, port, timeout=_PROBE_S, context=context)
+    if tls is not None:
+        connection = http.client.HTTPSConnection(host, port, timeout=_PROBE_S, context=tls)
     try:
         connection.request("GET", "/healthz")
         answer = connection.getresponse()
