@@ -69,7 +69,8 @@ class LiveTables:
     async def load(cls, db: Database, stale_s: float = STALE_S) -> LiveTables:
         """Everything. Raises `StoreUnavailable`. `stale_s`: how long what is known stays in force while the database is away."""
         tables = cls(stale_s)
-        await tables._reload(db)
+        with _collector_paused():
+            await tables._reload(db)
         return tables
 
     async def catch_up(self, db: Database, spending: Spending | None = None) -> set[str]:
@@ -86,7 +87,9 @@ class LiveTables:
                     async with db.read() as conn:
                         news = await self._news(conn, spending)
                 if news is None:  # another database, or an older copy of it: nothing in the tables can be trusted
-                    await self._reload(db)
+                    with _collector_paused():
+                        await self._reload(db)
+                        gc.freeze()  # or its next look at what is new, all of this, would hold the loop for 50 ms
                     return set(_EVERYTHING)
                 self._apply(news)
                 kinds.update(entry.kind for entry in news.entries)
@@ -184,7 +187,7 @@ class LiveTables:
     async def _reload(self, db: Database) -> None:
         """Beside what is in force, which stays so until all is read."""
         fresh = LiveTables()
-        with _collector_paused(), self.contact.made():
+        with self.contact.made():
             async with db.read() as conn:
                 fresh.applied = await changelog.latest(conn)  # before the rest: what changes meanwhile is then read once more
                 people = await users.all_enabled(conn)
