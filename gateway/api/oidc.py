@@ -51,7 +51,7 @@ class Login(BaseModel):
     """Whether, and where, a login through a provider begins."""
 
     enabled: bool
-    login_path: str | None = Field(examples=["/auth/oidc/login"])
+    login_url: str | None = Field(examples=["https://gateway.example.com/auth/oidc/login"])
 
 
 class CodeRequest(BaseModel):
@@ -61,7 +61,8 @@ class CodeRequest(BaseModel):
 
 async def offered(control: TheControl) -> Login:
     """Is a login through a provider possible here?"""
-    return Login(enabled=control.oidc is not None, login_path="/auth/oidc/login" if control.oidc is not None else None)
+    oidc = control.oidc
+    return Login(enabled=oidc is not None, login_url=f"{oidc.config.public_url}/auth/oidc/login" if oidc is not None else None)
 
 
 async def begin(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import audit, doctor, explain, init, keys, passwords, revisions, secrets, serve, teams, usage, users
+from gateway.cli import audit, doctor, explain, init, keys, login, passwords, revisions, secrets, serve, teams, usage, users
 
 app = typer.Typer(
     name="gateway",
@@ -52,3 +52,6 @@ app.command()(usage.usage)
 app.add_typer(usage.ledger_app, name="ledger")
 app.add_typer(audit.app, name="audit")
 app.command()(doctor.doctor)
+app.command()(login.login)
+app.command()(login.whoami)
+app.command()(login.logout)

@@ -115,6 +115,13 @@ async def access_token(client: httpx.AsyncClient) -> str:
     return str(response.json()["access_token"])
 
 
+async def test_it_is_offered_where_browsers_find_it(site: Site) -> None:
+    """Elsewhere the cookie would be another host's than the one that the provider sends the browser back to."""
+    async with browser(site.app()) as client:
+        response = await client.get("/auth/oidc", headers={"host": "10.0.0.1"})
+    assert response.json() == {"enabled": True, "login_url": f"{PUBLIC}/auth/oidc/login"}
+
+
 async def test_a_newcomer_gets_an_account_and_is_logged_in(site: Site) -> None:
     async with browser(site.app()) as client:
         response = await log_in(site, client, "dana", next="/ui/keys?x=1#top")
@@ -471,7 +478,7 @@ class TestTheProviderAway:
 
 async def test_where_no_provider_is_set_up(plane: Plane) -> None:
     async with browser(plane.app) as client:
-        assert (await client.get("/auth/oidc")).json() == {"enabled": False, "login_path": None}
+        assert (await client.get("/auth/oidc")).json() == {"enabled": False, "login_url": None}
         for method, path in (("GET", "login"), ("GET", "callback"), ("POST", "approve?ticket=x")):
             assert (await client.request(method, f"/auth/oidc/{path}")).status_code == 404
         response = await client.post("/auth/oidc/token", json={"code": "x", "code_verifier": "y"})
