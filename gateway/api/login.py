@@ -18,6 +18,7 @@ from auth.passwords import MIN_CHARS
 from auth.principal import Role
 from gateway.api.context import By, Caller, TheControl, address_of, in_force
 from gateway.changes import reset_password
+from gateway.changes.actor import EXTERNAL
 from gateway.errors import Forbidden, InvalidRequest, Unauthenticated
 from gateway.limits.edge import AddressLimits, customer
 from gateway.runtime import Control
@@ -60,7 +61,7 @@ class Tokens(BaseModel):
 
 class Me(BaseModel):
     id: str = Field(examples=["usr_9f2c1a7be04d5566"])
-    email: str = Field(examples=["dana@example.com"])
+    email: str | None = Field(examples=["dana@example.com"], description="Null for somebody whom a trusted issuer vouches for.")
     role: Role
     scopes: list[str] = Field(examples=[["inference", "usage"]])
 
@@ -117,6 +118,8 @@ async def logout(request: Request, control: TheControl, response: Response, own:
 async def me(caller: Caller, control: TheControl) -> Me:
     """Who is logged in."""
     user = control.live.user_by_id(caller.user_id)
+    if user is None and caller.user_id.startswith(EXTERNAL):
+        return Me(id=caller.user_id, email=None, role=caller.role, scopes=sorted(caller.scopes))
     if user is None:  # disabled between the guard and here
         raise Unauthenticated("This login is not valid any more.")
     return Me(id=user.user_id, email=user.email, role=user.role, scopes=sorted(caller.scopes))

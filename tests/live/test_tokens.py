@@ -253,6 +253,16 @@ def test_an_admin_of_a_trusted_issuer(http: httpx.Client, tmp_path: Path, issuer
         assert made.status_code == 201, made.text
         trail = server.get("/admin/audit", boss).json()
         assert user_id(issuer.url, "boss") in json.dumps(trail)
+        me = server.get("/auth/me", boss).json()
+        assert me == {
+            "id": user_id(issuer.url, "boss"),
+            "email": None,
+            "role": "admin",
+            "scopes": ["admin", "inference", "metrics", "usage"],
+        }
+        own = {"password": PASSWORD, "new_password": "another long one 7"}
+        assert server.http.post(f"{running.url}/auth/password", json=own, headers={"x-api-key": boss}).status_code in (400, 403)
+        assert server.get("/auth/keys", boss).json()["data"] == []
         member = issuer.token("boss")  # the same person, without the group
         assert server.post("/admin/users", new, member).status_code == 403
 
