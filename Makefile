@@ -12,7 +12,7 @@ SOAK_ARGS ?=
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev build serve test check fmt bench bench-peers bench-soak bench-faults bench-fuzz clean
+.PHONY: help install install-dev build serve test check fmt bench bench-peers bench-soak bench-faults bench-fuzz bench-directory clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -74,6 +74,9 @@ bench-faults: install-dev ## every fault x every endpoint x stream or not, ten t
 
 bench-fuzz: install-dev ## 1,000,000 damaged requests, answers, streams and bodies at the relay's parsers
 	.venv/bin/python -m tests.faults.fuzz $(BENCH_ARGS)
+
+bench-directory: install-dev ## list, search, create among 10,000 users and 100,000 keys, on SQLite and PostgreSQL
+	.venv/bin/python -m bench.directory --json bench/results/directory.json $(BENCH_ARGS)
 
 bench-soak: install-dev ## a million mixed requests: does anything leak? (SOAK_ARGS="--requests 50000")
 	.venv/bin/python -m bench.soak --json bench/results/soak.json $(SOAK_ARGS)
