@@ -58,5 +58,5 @@ def create_api(control: Control) -> FastAPI:
         part.add_routes(app)
     check_guarded(app.routes)
     app.add_middleware(Cors, origins=control.cors_origins, extra_paths=RELAY_PATHS)
-    app.add_middleware(Envelope, ids=control.relay.ids)  # added last: outermost
+    app.add_middleware(Envelope, ids=control.relay.ids, trusted_proxies=control.trusted_proxies)  # added last: outermost
     return app
