@@ -9,6 +9,7 @@ import resource
 import shutil
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -113,7 +114,8 @@ async def _look_into_store(settings: Settings) -> list[Finding]:
     await require_current(settings)
     db = Database(settings.database)
     try:
-        return [Finding("database", True, "answers and is up to date"), *await _admin(db), *await _routes(db, settings)]
+        found = [Finding("database", True, "answers and is up to date"), *await _admin(db), *await _signing(db, settings)]
+        return [*found, *await _routes(db, settings)]
     finally:
         await db.close()
 
@@ -126,6 +128,28 @@ async def _admin(db: Database) -> list[Finding]:
     if first is None:
         return [Finding("admin", False, "there is no enabled admin", "Run `gateway init`.")]
     return [Finding("admin", True, f"{first.email} is one")]
+
+
+async def _signing(db: Database, settings: Settings) -> list[Finding]:
+    from gateway.store import meta, signing
+    from gateway.store.errors import StoreFault
+    from gateway.store.secret_key import load_secret_keys
+    from gateway.store.secrets import SecretBox
+
+    try:
+        keys = load_secret_keys(*settings.secret_key_sources())
+        async with db.read() as conn:
+            known = await signing.read_all(conn, SecretBox.of(keys), time.time())
+            replacing = await meta.secret_key_is_previous(conn, keys)
+    except StoreFault as fault:
+        to_do = "Set the GATEWAY_SECRET_KEY that it was stored with, or put that into GATEWAY_SECRET_KEY_PREVIOUS."
+        return [Finding("signing keys", False, str(fault), to_do)]
+    if not known:
+        return [Finding("signing keys", True, "there is none yet; `gateway serve` makes the first")]
+    found = [Finding("signing keys", True, f"login tokens are signed with {known[-1].algorithm}")]
+    if replacing:
+        found.append(Finding("secret key", True, "is being replaced: `gateway secrets rotate` once every server has the new one"))
+    return found
 
 
 async def _routes(db: Database, settings: Settings) -> list[Finding]:

@@ -113,10 +113,13 @@ async def _settle_revision(ctx: Context, config: str | None) -> None:
 
 async def _refuse_limited_keys(ctx: Context) -> None:
     """Limits are exact within one process only, so far: rather none than `limit x workers`."""
+    from auth.trusted import trusted_issuers
     from gateway.store.live import LiveTables
 
     live = await LiveTables.load(ctx.db)
     limited = sum(1 for record in live.records() if record.principal.limits.limited)
+    if others := [each.issuer for each in trusted_issuers(ctx.settings.trusted_issuers) if each.limits.limited]:
+        fail(f"GATEWAY_TRUSTED_ISSUERS limits those of {others[0]}, and limits are exact in one server process only: --workers 1.")
     if limited:
         fail(f"{limited} keys have limits, and limits are exact in one server process only: serve with --workers 1, or lift them.")
 

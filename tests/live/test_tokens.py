@@ -139,6 +139,7 @@ def test_a_new_secret_key_beside_the_old_one(http: httpx.Client, tmp_path: Path)
         running.environment["GATEWAY_SECRET_KEY_PREVIOUS"] = KEY_1
         running.start()
         assert "`gateway secrets rotate`" in running.log()
+        assert "is being replaced" in running.cli("doctor")
         assert server.statuses(access) == {200}
         assert running.cli_json("secrets", "rotate") == {"secrets": 1, "signing_keys": 1}
         assert server.statuses(access) == {200}
@@ -146,7 +147,9 @@ def test_a_new_secret_key_beside_the_old_one(http: httpx.Client, tmp_path: Path)
         del running.environment["GATEWAY_SECRET_KEY_PREVIOUS"]
         running.start()
         assert server.statuses(access) == {200}
-        assert "every stored secret can be opened" in running.cli("doctor")
+        assert "is being replaced" not in running.cli("doctor")
+        assert "login tokens are signed with HS256" in running.cli("doctor")
+        assert [secret["name"] for secret in running.cli_json("secrets", "list")] == ["upstream"]
         running.stop()
         for wrong in (KEY_1, KEY_3):
             running.environment["GATEWAY_SECRET_KEY"] = wrong
@@ -280,3 +283,9 @@ def test_keys_of_an_issuer_change_and_it_goes_away(http: httpx.Client, tmp_path:
             wait_for(lambda: server.statuses(issuer.token(key=other, kid="k2"), "/v1/models") == {200}, AGAIN_S + 5)
             assert server.statuses(issuer.token(), "/v1/models") == {401}  # withdrawn
         assert server.statuses(issuer.token(key=other, kid="k2"), "/v1/models") == {200}  # its last keys stay good for a while
+
+
+def test_limits_of_issuers_that_several_processes_could_not_keep(tmp_path: Path) -> None:
+    entry = {"issuer": "https://id.example.com", "audience": "a", "default_role": "member", "rpm": 5}
+    with gateway(tmp_path, CONFIG, start=False, GATEWAY_TRUSTED_ISSUERS=json.dumps([entry])) as running:
+        running.cli("serve", "--workers", "2", "--port", str(free_port()), code=1)
