@@ -43,7 +43,7 @@ class Inside:
         headers = {"authorization": f"Bearer {credential}"} if credential else {}
         return httpx.AsyncClient(base_url=self.url, headers=headers, trust_env=False, timeout=20)
 
-    async def person(self, name: str, role: Role | str, password: str | None = None, **fields: Any) -> User:
+    async def person(self, name: str, /, role: Role | str, password: str | None = None, **fields: Any) -> User:
         services = self.services
         password_hash = None if password is None else await services.control.passwords.hash(password)
         email = f"{name}@example.com"
