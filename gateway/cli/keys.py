@@ -26,7 +26,7 @@ Description = Annotated[str, typer.Option(metavar="TEXT", help="More about it: w
 Owner = Annotated[str, typer.Option(metavar="EMAIL", help="Whose key it is; without it the first admin's.")]
 Models = Annotated[str, typer.Option(metavar="GLOBS", help="Models it may use: ids or patterns, separated by commas.")]
 Scopes = Annotated[str, typer.Option(metavar="S,..", help="Of inference, usage, metrics, admin.")]
-Networks = Annotated[str, typer.Option(metavar="CIDR,..", help="Where it may be used from; without it anywhere.")]
+Networks = Annotated[str | None, typer.Option(metavar="CIDR,..", help="Where it may be used from; without it anywhere.")]
 Rpm = Annotated[int | None, typer.Option(min=1, metavar="N", help="Requests per minute.")]
 Tpm = Annotated[int | None, typer.Option(min=1, metavar="N", help="Tokens per minute, prompt and completion.")]
 Concurrency = Annotated[int | None, typer.Option(min=1, metavar="N", help="Requests at the same time.")]
@@ -43,7 +43,7 @@ def create(
     owner: Owner = "",
     models: Models = "*",
     scopes: Scopes = "inference",
-    networks: Networks = "",
+    networks: Networks = None,
     rpm: Rpm = None,
     tpm: Tpm = None,
     concurrency: Concurrency = None,
@@ -69,7 +69,7 @@ def create(
             limits=limits,
             expires_at=expires_at,
             description=description,
-            networks=_parts(networks),
+            networks=_cidrs(networks),
         )
 
     _show_issued(in_context(work), as_json)
@@ -82,7 +82,7 @@ def import_(
     owner: Owner = "",
     models: Models = "*",
     scopes: Scopes = "inference",
-    networks: Networks = "",
+    networks: Networks = None,
     rpm: Rpm = None,
     tpm: Tpm = None,
     concurrency: Concurrency = None,
@@ -101,7 +101,7 @@ def import_(
 
     async def work(ctx: Context) -> dict[str, Any]:
         owner_id = await _owner_id(ctx, owner)
-        grant = changes.Grant(name, owner_id, _parts(scopes), _parts(models), limits, expires_at, description, _parts(networks))
+        grant = changes.Grant(name, owner_id, _parts(scopes), _parts(models), limits, expires_at, description, _cidrs(networks))
         key = await changes.import_key(ctx.db, ctx.generation, ctx.actor, text, grant)
         return await _shown(ctx, key.id)
 
@@ -131,7 +131,7 @@ def update(
         fields[option] = None if text is None else _parts(text)
     fields = {option: value for option, value in fields.items() if value is not None}
     if networks is not None:
-        fields["networks"] = [] if networks == _NONE else _parts(networks)
+        fields["networks"] = _cidrs(networks)
     for option, text in (("rpm", rpm), ("tpm", tpm), ("concurrency", concurrency)):
         if text is not None:
             fields[option] = _count(text, f"--{option}")
@@ -223,6 +223,15 @@ def _count(text: str, option: str) -> int | None:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise typer.BadParameter(f"{text!r} is neither a whole number of at least 1 nor {_NONE}.", param_hint=option)
     return int(text)
+
+
+def _cidrs(text: str | None) -> list[str]:
+    """A blank is not "anywhere": it may be a variable that somebody forgot to set."""
+    if text is None or text.strip() == _NONE:
+        return []
+    if not text.strip():
+        raise typer.BadParameter(f"Name at least one network; {_NONE} stands for anywhere.", param_hint="--networks")
+    return text.split(",")
 
 
 def _parts(text: str) -> list[str]:

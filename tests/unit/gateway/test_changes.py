@@ -2,22 +2,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Table, select
 
+from auth.keys import digest
 from auth.principal import Budget, Limits, Role
 from gateway import changes
-from gateway.changes import Actor
+from gateway.changes import Actor, Grant
 from gateway.errors import Conflict, Forbidden, GatewayError, InvalidRequest, NotFound
 from gateway.store import changelog, keys, revisions, secrets, trail, users
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
 from gateway.store.revisions import Revision
 from gateway.store.secrets import SecretBox
-from gateway.store.tables import metadata
+from gateway.store.tables import api_key_digests, metadata
 from gateway.store.users import User
 
 CLI = Actor(None, "cli")
@@ -42,6 +44,10 @@ class House:
     async def audit(self) -> list[trail.AuditEntry]:
         async with self.db.read() as conn:
             return await trail.page(conn)
+
+    async def rows(self, table: Table) -> Sequence[Any]:
+        async with self.db.read() as conn:
+            return (await conn.execute(select(table))).all()
 
     async def dump(self) -> str:
         """Every value of every table."""
@@ -214,6 +220,32 @@ async def test_a_member_rotates_and_revokes_their_own_keys_and_changes_none(hous
         await house.update_key(acting(member), mine.id, {"rpm": 100})
     assert (await house.rotate_key(acting(member), mine.id)).id == mine.id
     assert (await house.revoke_key(acting(member), mine.id)).revoked_at is not None
+
+
+async def test_an_existing_key_is_taken_as_its_digest(house: House, admin: User, member: User) -> None:
+    text = "sk-proj-Vq8Zr2mVx7Lw0Yc4Nh6Ks9Pd1Gt5Bf3Jx"
+    for actor in (acting(member), acting(admin, frozenset({"inference"}))):
+        with pytest.raises(Forbidden):
+            await house.import_key(actor, text, Grant("old"))
+    key = await house.import_key(acting(admin), text, Grant(" old ", member.id, ("inference",), limits=Limits(rpm=3), networks=("::1",)))
+    assert (key.name, key.user_id, key.limits, key.networks, key.prefix) == ("old", member.id, Limits(rpm=3), ("::1/128",), "sk-proj-")
+    assert key.created_by == admin.id
+    dump = await house.dump()
+    assert text not in dump
+    assert text[8:] not in dump
+    assert digest(text) in {row.digest for row in await house.rows(api_key_digests)}
+    with pytest.raises(Conflict):
+        await house.import_key(CLI, text, Grant("again"))
+    with pytest.raises(InvalidRequest) as refused:
+        await house.import_key(CLI, "your-api-key-here-your-api-key", Grant("weak"))
+    assert refused.value.param == "key"
+    with pytest.raises(InvalidRequest):
+        await house.import_key(CLI, text + "x", Grant("k", member.id, ("admin",)))
+    rotated = await house.rotate_key(acting(member), key.id)
+    assert rotated.key.startswith(f"sk-gw-{key.id}-")
+    with pytest.raises(Conflict):  # its id is taken, though the text is another
+        await house.import_key(CLI, f"sk-gw-{key.id}-{'x' * 43}", Grant("again"))
+    assert [entry.action for entry in await house.audit()][:2] == ["rotate", "import"]
 
 
 @pytest.mark.parametrize("who", ["member", "narrowed admin", "disabled admin", "nobody"])

@@ -139,7 +139,7 @@ async def follow(control: Control) -> None:
 
     while True:
         await asyncio.sleep(0.002)
-        if control.generation.change == control.live.applied:
+        if control.generation.change == control.live.applied and not control.live.unfinished:
             continue
         await control.live.catch_up(control.db)
         async with control.db.read() as conn:
