@@ -276,7 +276,7 @@ class Provider:
         source = claims if "email" in claims else more  # an e-mail counts with the word on it of the same source
         email, verified = source.get("email"), source.get("email_verified")
         trusted = verified is True or verified == "true" or (verified is None and self.config.trust_email)
-        if not isinstance(email, str) or not trusted or not 0 < len(email) <= _MAX_EMAIL_CHARS:
+        if not isinstance(email, str) or not trusted or not 0 < len(email) <= _MAX_EMAIL_CHARS or not email.isprintable():
             email = None
         name = claims.get("name", more.get("name"))
         shown = name.strip()[:_MAX_NAME_CHARS] if isinstance(name, str) and name.isprintable() else ""

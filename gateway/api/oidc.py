@@ -32,6 +32,7 @@ from gateway.changes import Actor, admit_identity, issue_login_code, take_login_
 from gateway.errors import Forbidden, GatewayError, InvalidRequest, NotFound, Unavailable
 from gateway.limits.edge import AddressLimits, customer
 from gateway.runtime import Control
+from gateway.store.errors import StoreUnavailable
 from gateway.store.logins import Accounts
 from gateway.store.users import User
 
@@ -105,6 +106,8 @@ async def callback(
         if error or not code:
             _fail(request, ProviderAway("error") if error in ("temporarily_unavailable", "server_error") else LoginRefused("denied"))
         response = await _admitted(request, control, oidc, state=state, note=note, code=code, said_issuer=iss)
+    except StoreUnavailable:
+        raise
     except GatewayError as refusal:
         response = answer(request.scope, refusal)
     _forget(response, oidc, name)  # one attempt each, whatever came of it

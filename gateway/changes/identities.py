@@ -1,13 +1,12 @@
 """Changes that a login through an OpenID provider makes: a new user, an identity of a user, a role that the provider changed.
 
 A role is taken from the provider when a user is made, and again when what the provider says has changed since the last login: what admins
-set here in between stays. Being linked changes no role, nor does the first role that the provider gives somebody who was linked without one.
+set here in between stays. Being linked changes no role, nor does the first role that the provider gives who was linked without.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 import time
 from typing import Any
@@ -15,7 +14,8 @@ from typing import Any
 from auth.principal import Role
 from auth.provider import Identity
 from gateway.changes.actor import Actor, Change, change
-from gateway.errors import Forbidden
+from gateway.changes.users import new_user
+from gateway.errors import Forbidden, InvalidRequest
 from gateway.store import identities, login_codes, tokens, users
 from gateway.store.engine import Connection, Database
 from gateway.store.generation import Generation
@@ -23,7 +23,6 @@ from gateway.store.identities import KnownIdentity
 from gateway.store.login_codes import LoginCode
 from gateway.store.users import User
 
-_EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]{1,128}@[^@\s\x00-\x1f\x7f]{1,125}")
 _DISABLED = "This account is disabled."
 _NO_ROLE = "The provider gives you no role here: ask whoever runs this gateway."
 _NO_EMAIL = "The provider does not vouch for an e-mail address of yours."
@@ -69,22 +68,29 @@ async def _carried_over(step: Change, known: KnownIdentity, identity: Identity) 
     user = await _enabled(step.conn, known.user_id)
     if identity.role == known.role:
         return "", user
-    if identity.role is None:  # all that gave a role is gone there: logins so far end too
-        await tokens.revoke_user(step.conn, user.id)
-        await step.record("refuse_identity", "user", user.id, _shown(user), _shown(user), log=False)
+    if identity.role is None:  # all that gave a role is gone there
+        await _end_logins(step, user)
+        await step.record("refuse_identity", "user", user.id, _shown(user), _shown(user))
         return _NO_ROLE, user
     await identities.set_role(step.conn, identity.issuer, identity.subject, identity.role)
     last = user.role == Role.ADMIN and await users.count_admins(step.conn) == 1  # without an admin nobody could make one
     if known.role is None or identity.role == user.role or last:
         return "", user
     await users.set_role(step.conn, user.id, identity.role)
+    await _end_logins(step, user)
     changed = await _enabled(step.conn, user.id)
     await step.record("set_role", "user", user.id, _shown(user), _shown(changed) | {"issuer": identity.issuer})
     return "", changed
 
 
+async def _end_logins(step: Change, user: User) -> None:
+    """Those so far: who could have begun them was judged by what the provider said then."""
+    await users.end_logins(step.conn, user.id)
+    await tokens.revoke_user(step.conn, user.id)
+
+
 async def _newcomer(step: Change, identity: Identity, *, link_by_email: bool) -> User:
-    if identity.email is None or _EMAIL.fullmatch(identity.email) is None or identity.email.endswith(f"@{users.SERVICE_DOMAIN}"):
+    if identity.email is None:
         raise Forbidden(_NO_EMAIL)
     user = await users.by_email(step.conn, identity.email)
     if user is not None:
@@ -96,8 +102,10 @@ async def _newcomer(step: Change, identity: Identity, *, link_by_email: bool) ->
     elif identity.role is None:
         raise Forbidden(_NO_ROLE)
     else:
-        user = await users.create(step.conn, identity.email, identity.role, None, step.now_s, name=identity.name)
-        await step.record("create", "user", user.id, None, _shown(user))
+        try:
+            user = await new_user(step, identity.email, identity.role, name=identity.name)
+        except InvalidRequest:  # no e-mail address, or that of a service account
+            raise Forbidden(_NO_EMAIL) from None
     await identities.add(step.conn, identity.issuer, identity.subject, user.id, identity.role, step.now_s)
     after = {"email": user.email, "issuer": identity.issuer, "subject": identity.subject}
     await step.record("link_identity", "user", user.id, None, after, log=False)

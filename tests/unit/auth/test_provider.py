@@ -253,6 +253,7 @@ async def test_who_says_that_it_names_itself_must(fake: FakeProvider) -> None:
         (["dana@example.com"], True, True, None),
         ("x" * 251 + "@y.z", True, True, None),
         ("", True, True, None),
+        ("a\x00@example.com", True, True, None),  # no database takes it
     ],
 )
 async def test_only_a_verified_email_counts(fake: FakeProvider, email: Any, verified: Any, trust: bool, expected: str | None) -> None:
