@@ -16,9 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from auth.errors import CredentialInvalid, LoginFailed
+from auth.known import Known
 from auth.passwords import Passwords
 from auth.ports import Account, AccountStore, RefreshGrant, RefreshTokenStore, UserRecord
-from auth.throttle import Throttle
+from auth.throttle import Attempt, Throttle
 from auth.tokens import AccessTokens
 
 REFRESH_LIFETIME_S = 30 * 86_400
@@ -54,6 +55,7 @@ class Login:
         self._passwords = passwords
         self._tokens = tokens
         self._throttle = throttle or Throttle(clock=clock)
+        self._known = Known(accounts, clock)
         self._refresh_lifetime_s = refresh_lifetime_s
         self._clock = clock
 
@@ -69,12 +71,11 @@ class Login:
         """Whose e-mail and password these are; a hash with old parameters is replaced. Raises as `login` does."""
         name = email.strip().lower()[:_MAX_EMAIL_CHARS]
         self._throttle.refuse_early(name, address)
-        account = await self._accounts.account_by_email(email, address) if len(email) <= _MAX_EMAIL_CHARS else None
-        known = account is not None and account.known
+        await self._known.follow()
+        account, attempt = await self._admit(email, name, address)
         stored = account.password_hash if account else None
-        attempt = self._throttle.enter(name, address, known=known)
         try:
-            matches, newer = await self._passwords.verify(password, stored, ahead=known)
+            matches, newer = await self._passwords.verify(password, stored, ahead=attempt.known)
         except BaseException:  # also a client that has gone
             self._throttle.withdrawn(attempt)
             raise
@@ -85,9 +86,31 @@ class Login:
             await self._accounts.save_rehash(account.user.user_id, stored, newer)
         return account
 
+    async def _admit(self, email: str, name: str, address: str) -> tuple[Account | None, Attempt]:
+        """The account, and an attempt that counts. Strangers are judged before the database is asked: a flood of them must cost little."""
+        attempt = None
+        if (name, address) not in self._known:
+            self._passwords.require_room()
+            attempt = self._throttle.enter(name, address, known=False)
+        try:
+            account = await self._accounts.account_by_email(email, address) if len(email) <= _MAX_EMAIL_CHARS else None
+        except BaseException:
+            if attempt is not None:
+                self._throttle.withdrawn(attempt)
+            raise
+        known = account is not None and account.known
+        if attempt is None or known != attempt.known:
+            if attempt is not None:  # known after all, from a login that had not come round to here
+                self._throttle.withdrawn(attempt)
+            attempt = self._throttle.enter(name, address, known=known)
+        return account, attempt
+
     async def knows(self, email: str, address: str) -> bool:
         """Has the user with this e-mail logged in from this address before?"""
-        account = await self._accounts.account_by_email(email, address) if len(email) <= _MAX_EMAIL_CHARS else None
+        await self._known.follow()
+        if (email.strip().lower(), address) not in self._known:
+            return False
+        account = await self._accounts.account_by_email(email, address)
         return account is not None and account.known
 
     async def open(self, user: UserRecord, address: str = "") -> TokenPair:
@@ -95,6 +118,7 @@ class Login:
         now_s, text = self._clock(), _mint()
         grant = RefreshGrant(user.user_id, user.token_epoch)
         await self._refresh_tokens.add(_digest(text), grant, now_s, now_s + self._refresh_lifetime_s, address)
+        self._known.add(user.email, address)
         return self._pair(user, text, now_s)
 
     async def refresh(self, refresh_token: str, address: str = "") -> TokenPair:

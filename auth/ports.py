@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,6 +86,9 @@ class AccountStore(Protocol):
 
     async def account_by_email(self, email: str, address: str = "") -> Account | None:
         """The enabled person with this e-mail (any case, spaces around it ignored)."""
+
+    async def logged_in_since(self, at: float) -> Iterable[tuple[str, str]]:
+        """(e-mail in lower case, address) of each login since `at`, Unix seconds, as far as it is remembered."""
 
     async def account_by_id(self, user_id: str) -> Account | None:
         """The person, if enabled."""

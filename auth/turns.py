@@ -64,14 +64,18 @@ class Turns:
 
     async def run(self, work: Callable[[], _T], *, ahead: bool) -> _T:
         """`work` in its turn. Raises `HasherBusy` where one is at work and the queue behind it is full."""
-        if self._waiting[ahead] > self._bounds[ahead]:
-            raise HasherBusy
+        self.require_room(ahead=ahead)
         self._waiting[ahead] += 1
         try:
             turn = self._ahead if ahead else self._behind
             return await asyncio.get_running_loop().run_in_executor(self._threads[ahead], turn, work)
         finally:
             self._waiting[ahead] -= 1
+
+    def require_room(self, *, ahead: bool) -> None:
+        """Raises `HasherBusy` where one is at work and the queue behind it is full."""
+        if self._waiting[ahead] > self._bounds[ahead]:
+            raise HasherBusy
 
     def close(self) -> None:
         self._closed.set()

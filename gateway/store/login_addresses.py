@@ -6,7 +6,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.store.tables import login_addresses
+from gateway.store.tables import login_addresses, users
 
 KEPT_PER_USER = 32
 _T = login_addresses.c
@@ -14,6 +14,12 @@ _T = login_addresses.c
 
 async def has(conn: AsyncConnection, user_id: str, address: str) -> bool:
     return (await conn.execute(select(_T.at).where(_T.user_id == user_id, _T.address == address))).first() is not None
+
+
+async def since(conn: AsyncConnection, at: float) -> list[tuple[str, str]]:
+    """(e-mail, address) of those from which somebody has logged in since then."""
+    query = select(users.c.email, _T.address).join(users, users.c.id == _T.user_id).where(_T.at >= at)
+    return [(email, address) for email, address in (await conn.execute(query)).all()]
 
 
 async def put(conn: AsyncConnection, user_id: str, address: str, now_s: float) -> None:
