@@ -87,8 +87,8 @@ async def site(plane: Plane, provider: OpenIdProvider) -> AsyncIterator[Site]:
 
 
 @asynccontextmanager
-async def browser(app: FastAPI, peer: tuple[str, int] = FAR) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app, client=peer), base_url=PUBLIC) as client:
+async def browser(app: FastAPI, peer: tuple[str, int] = FAR, url: str = PUBLIC) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app, client=peer), base_url=url) as client:
         yield client
 
 
@@ -324,7 +324,8 @@ class TestTheWayThere:
         assert state not in cookie and len(cookie) < 4096
 
     async def test_where_browsers_speak_http(self, site: Site) -> None:
-        async with browser(site.app(public_url="http://localhost:8000")) as client:
+        public = "http://localhost:8000"
+        async with browser(site.app(public_url=public), url=public) as client:
             cookie = (await client.get("/auth/oidc/login")).headers["set-cookie"]
         assert cookie.startswith("gateway_oidc_") and "Path=/auth/oidc" in cookie and "Secure" not in cookie
 
