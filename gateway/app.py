@@ -258,7 +258,8 @@ class Services:
 
     async def _read_spending(self) -> None:
         """What keys and users with a budget have spent, what a process wrote that was killed a moment ago included."""
-        principals: Iterator[Principal] = (record.principal for record in chain(self.live.records(), self.live.people()))
+        of_keys, of_people = (key.principal for key in self.live.records()), (person.principal for person in self.live.people())
+        principals: Iterator[Principal] = chain(of_keys, of_people)
         budgets = {principal.limit_id: principal.limits.budget for principal in principals if principal.limits.budget is not None}
         if not budgets:
             return

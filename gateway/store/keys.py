@@ -176,5 +176,5 @@ def _values(key: ApiKey) -> dict[str, Any]:
 
 
 def _key(row: Sequence[Any]) -> ApiKey:
-    plain, limits = row[: len(_PLAIN)], row[len(_PLAIN) :]
-    return ApiKey(*plain[:5], limits_of(*limits), *plain[5:])
+    plain, limits = dict(zip(_PLAIN, row, strict=False)), row[len(_PLAIN) :]
+    return ApiKey(**plain, limits=limits_of(*limits))

@@ -130,7 +130,7 @@ def test_a_key_is_changed_field_by_field(ready: Gateway) -> None:
         (("--budget", "5/year"), 2, "budget window"),
         (("--expires", "3y"), 2, "not a duration"),
         (("--networks", "10.0.0.1/8"), 1, "10.0.0.0/8"),
-        (("--networks", ""), 2, "none stands for anywhere"),
+        (("--networks", ""), 2, "at least one network"),
         (("--networks", "10.0.0.0/8,"), 1, "blank"),
         (("--scopes", "root"), 1, "Scopes are"),
         (("--scopes", ""), 1, "Scopes are"),
@@ -182,7 +182,7 @@ def test_keys_are_found(ready: Gateway) -> None:
         (("--name", "x", "--scopes", "everything"), 1, "Scopes are"),
         (("--name", "x", "--owner", "nobody@example.com"), 1, "no user"),
         (("--name", " "), 1, "needs a name"),
-        (("--name", "x", "--networks", " "), 2, "none stands for anywhere"),
+        (("--name", "x", "--networks", " "), 2, "at least one network"),
         ((), 2, "--name"),
     ],
 )
