@@ -8,8 +8,8 @@ What can go wrong is sorted by what may have happened at the backend (backends.e
 - anything after the first byte: BrokeOff.
 
 Where it connects to is decided once per connection: the name is looked up, each address is put to `forbidden`, and the very address that
-passed is connected to, so that a name cannot say one thing to the check and another to the connection. A request on a connection that
-stands pays nothing for it. Nothing asks the environment for a proxy.
+passed is connected to, so that a name cannot say one thing to the check and another to the connection. (A host that is an address itself is
+judged once for all.) A request on a connection that stands pays nothing for it. Nothing asks the environment for a proxy.
 
 A connection goes back to the pool only if the answer was complete, nothing followed it, the request had been written out, and both sides
 keep it alive. A byte that arrives on an idle connection closes it. Informational answers (1xx) are skipped.
@@ -60,7 +60,7 @@ class Http1Pool:
     ) -> None:
         parts = urlsplit(base_url)
         self.asks_usage = True
-        self.forbidden = forbidden
+        self._forbidden = forbidden
         self.host = (parts.hostname or "").replace("%25", "%")  # the zone of a link-local address, as a URL spells it
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
         self.tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
@@ -71,6 +71,7 @@ class Http1Pool:
         self.idle: deque[Connection] = deque()
         self.connections: set[Connection] = set()
         self.closed = False
+        self._literal = self._allowed([self.host]) if _is_address(self.host) else None
 
     def open(self) -> Http1Exchange:
         return Http1Exchange(self)
@@ -80,6 +81,17 @@ class Http1Pool:
         self.closed = True
         while self.idle:
             self.idle.pop().drop()
+
+    async def addresses(self) -> list[str]:
+        """Those of the host that may be connected to, in the resolver's order. Raises OSError, ValueError."""
+        if self._literal is not None:
+            return self._literal
+        found = await asyncio.get_running_loop().getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        return self._allowed([str(address[0]) for _, _, _, _, address in found])
+
+    def _allowed(self, addresses: list[str]) -> list[str]:
+        forbidden = self._forbidden
+        return addresses if forbidden is None else [ip for ip in addresses if forbidden(ip) is None]
 
     def take(self, now_s: float) -> Connection | None:
         """The most recently used live connection, or None. Older ones that idled too long are closed on the way."""
@@ -202,13 +214,9 @@ class Http1Exchange:
     async def _reach(self, connection: Connection) -> None:
         """Connect to the first address of the host that may be used and answers."""
         pool, loop = self._pool, asyncio.get_running_loop()
-        found = await loop.getaddrinfo(pool.host, pool.port, type=socket.SOCK_STREAM)
         name = pool.host.partition("%")[0] if pool.tls else None
         last: OSError | None = None
-        for _, _, _, _, address in found:
-            ip = pool.host if "%" in pool.host else str(address[0])  # what is looked up has lost its zone
-            if pool.forbidden is not None and pool.forbidden(ip) is not None:
-                continue
+        for ip in await pool.addresses():
             try:
                 await loop.create_connection(lambda: connection, ip, pool.port, ssl=pool.tls, server_hostname=name)
             except ssl.SSLError:
@@ -393,6 +401,14 @@ _FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 
 class _Surplus(Exception):
     """Bytes of a second answer behind the first."""
+
+
+def _is_address(host: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host.partition("%")[0])
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def open_connections(pools: list[Http1Pool]) -> dict[str, Any]:
