@@ -12,7 +12,7 @@ SOAK_ARGS ?=
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev build serve test check fmt bench bench-peers bench-soak bench-faults bench-fuzz bench-directory clean
+.PHONY: help install install-dev build serve test check fmt bench bench-peers bench-soak bench-faults bench-fuzz bench-directory bench-login clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -80,6 +80,9 @@ bench-directory: install-dev ## list, search, create among 10,000 users and 100,
 
 bench-soak: install-dev ## a million mixed requests: does anything leak? (SOAK_ARGS="--requests 50000")
 	.venv/bin/python -m bench.soak --json bench/results/soak.json $(SOAK_ARGS)
+
+bench-login: install-dev ## 100 wrong passwords a second from 1,000 addresses, beside running streams (BENCH_ARGS="--seconds 15")
+	.venv/bin/python -m bench.login_attack --json bench/results/login.json $(BENCH_ARGS)
 
 clean: ## remove what was installed and built
 	rm -rf .venv build dist gateway/_native .mypy_cache .ruff_cache .pytest_cache

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from auth.errors import CredentialInvalid, LoginFailed
+from auth.errors import CredentialInvalid, HasherBusy, LoginFailed
 from auth.known import Known
 from auth.passwords import Passwords
 from auth.ports import Account, AccountStore, RefreshGrant, RefreshTokenStore, UserRecord
@@ -24,6 +24,7 @@ from auth.tokens import AccessTokens
 
 REFRESH_LIFETIME_S = 30 * 86_400
 _MAX_EMAIL_CHARS = 254
+_MAX_ASKING = 4  # more would keep others from the database's few connections
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Login:
         self._tokens = tokens
         self._throttle = throttle or Throttle(clock=clock)
         self._known = Known(accounts, clock)
+        self._asking = 0  # strangers about whom the database is being asked
         self._refresh_lifetime_s = refresh_lifetime_s
         self._clock = clock
 
@@ -90,14 +92,19 @@ class Login:
         """The account, and an attempt that counts. Strangers are judged before the database is asked: a flood of them must cost little."""
         attempt = None
         if (name, address) not in self._known:
+            if self._asking >= _MAX_ASKING:
+                raise HasherBusy
             self._passwords.require_room()
             attempt = self._throttle.enter(name, address, known=False)
+        self._asking += attempt is not None
         try:
             account = await self._accounts.account_by_email(email, address) if len(email) <= _MAX_EMAIL_CHARS else None
         except BaseException:
             if attempt is not None:
                 self._throttle.withdrawn(attempt)
             raise
+        finally:
+            self._asking -= attempt is not None
         known = account is not None and account.known
         if attempt is None or known != attempt.known:
             if attempt is not None:  # known after all, from a login that had not come round to here

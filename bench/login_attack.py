@@ -1,11 +1,11 @@
 """Login under attack: do running streams notice, and does the owner get in? Through a real `gateway serve`.
 
-    python -m bench.login_attack                                    # `make bench-login`: 60 s without, 60 s with the attack
+    python -m bench.login_attack                                    # `make bench-login`: 30 s without, 60 s with the attack, 30 s without
     python -m bench.login_attack --seconds 15 --json bench/results/login.json
 
 Streams of one key run all the time, each a chunk every 20 ms, every byte checked. First nobody attacks (but the owner logs in); then
-wrong passwords come, 100 a second from 1,000 loopback addresses (`bench.attackers`), half at the owner's account, half at others. In each
-half, of every chunk: the time since the one before it in its stream (gap), and how late it is against the beat of its stream, which is
+wrong passwords come, 100 a second from 1,000 loopback addresses (`bench.attackers`), half at the owner's account, half at others; then
+nobody again, so that the quiet time stands on both sides of the attack. In each, of every chunk: the time since the one before it in its stream (gap), and how late it is against the beat of its stream, which is
 kept by the upstream and taken from the stream's most punctual chunk (late). The target is on the p99 of gaps; lateness stands beside it,
 because it shows more.
 
@@ -50,7 +50,7 @@ OWNER_IN_MS = 5000.0
 
 @dataclass(slots=True)
 class Phase:
-    """What happened in one half. Times in milliseconds."""
+    """What happened with or without the attack. Times in milliseconds."""
 
     name: str
     gaps_ms: list[float] = field(default_factory=list)
@@ -174,15 +174,13 @@ class Bench:
         streams = Streams(gateway.recipe.port, self.key, self._options.streams)
         await streams.start()
         await self._live(Phase("warm-up"), streams, gateway, 0.0, WARM_UP_S)
-        phases = []
-        for name, rate in (("quiet", 0.0), ("attack", self._options.rate)):
-            self._say(f"{name}: {self._options.seconds:.0f} s")
-            phase = Phase(name)
-            await self._live(phase, streams, gateway, rate, self._options.seconds)
-            phases.append(phase)
+        quiet, attack, seconds = Phase("quiet"), Phase("attack"), self._options.seconds
+        for phase, rate, part_s in ((quiet, 0.0, seconds / 2), (attack, self._options.rate, seconds), (quiet, 0.0, seconds / 2)):
+            self._say(f"{phase.name}: {part_s:.0f} s")
+            await self._live(phase, streams, gateway, rate, part_s)
         streams.phase = Phase("end")
         await streams.stop()
-        return phases
+        return [quiet, attack]
 
     async def _live(self, phase: Phase, streams: Streams, gateway: System, rate: float, seconds: float) -> None:
         options = self._options
@@ -193,8 +191,9 @@ class Bench:
         streams.phase = phase
         told, _ = await process.communicate(f"{PASSWORD}\n".encode())
         after = measure.cpu_by_role_s(gateway.pid, ROLES)
-        phase.wall_s = perf_counter() - started_s
-        phase.cpu_s = {role: used - before.get(role, 0.0) for role, used in after.items()}
+        phase.wall_s += perf_counter() - started_s
+        for role, used_s in after.items():
+            phase.cpu_s[role] = phase.cpu_s.get(role, 0.0) + used_s - before.get(role, 0.0)
         phase.logins = json.loads(told)
 
 
@@ -230,7 +229,7 @@ def table(quiet: dict[str, Any], attack: dict[str, Any]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Login under attack.")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each half")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of the attack, and of the quiet around it")
     parser.add_argument("--rate", type=float, default=100.0, help="wrong passwords a second")
     parser.add_argument("--addresses", type=int, default=1000)
     parser.add_argument("--aim", choices=("owner", "others", "both"), default="both")

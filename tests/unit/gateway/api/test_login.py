@@ -14,7 +14,7 @@ import pytest
 from auth.principal import Role
 from auth.turns import MAX_BEHIND
 from gateway.api.login import COOKIE, LOGIN_RATES
-from gateway.limits.edge import AddressLimits, customer
+from gateway.limits.edge import MAX_KEYS, AddressLimits, Memory, customer
 from gateway.store import login_addresses, trail, users
 from tests.unit.gateway.api.conftest import PASSWORD, Plane
 
@@ -230,6 +230,21 @@ async def test_a_common_password_is_refused_in_words(plane: Plane) -> None:
 )
 def test_who_is_one_customer(address: str, name: str) -> None:
     assert customer(address) == name
+
+
+def test_windows_move_and_the_least_lately_used_are_forgotten() -> None:
+    memory = Memory()
+    assert [memory.acquire_entry("a", 2, 60) for _ in range(3)] == [True, True, False]
+    start, used = memory.get_moving_window("a", 2, 60)
+    assert used == 2
+    assert abs(start - time.time()) < 1
+    assert memory.acquire_entry("a", 2, 0)  # a window that has moved past both
+    assert memory.get_moving_window("unknown", 2, 60)[1] == 0
+    for i in range(MAX_KEYS + 5):
+        memory.acquire_entry(f"key {i}", 1, 60)
+    assert memory.get("a") == 0
+    assert not memory.acquire_entry(f"key {MAX_KEYS}", 1, 60)
+    assert memory.acquire_entry("key 0", 1, 60)
 
 
 def test_the_working_folders_env_file_is_not_read(tmp_path: Path) -> None:
