@@ -6,6 +6,7 @@ Only `app` and `cli` read them; everything else gets plain values. `.env.example
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -146,6 +147,15 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """As browsers write them: one with a path, or without a scheme, would never be equal to any."""
+        for origin in value:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+/?", origin, re.IGNORECASE):
+                raise ValueError(f"{origin!r} is not an origin such as https://app.example.com (scheme, host and port, no path), nor *")
+        return tuple(origin if origin == "*" else origin.rstrip("/").lower() for origin in value)
 
     @field_validator("trusted_proxies")
     @classmethod
