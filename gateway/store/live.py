@@ -114,7 +114,8 @@ class LiveTables:
         return self._present(record) if self._moving and record is not None else record
 
     def key_refusal(self, digest: bytes) -> str:
-        return self._refused.get(digest, _DISABLED if digest in self._by_digest else _UNKNOWN)
+        known = digest in self._by_digest and not self.contact.stale  # stale: what it is now is not known
+        return self._refused.get(digest, _DISABLED if known else _UNKNOWN)
 
     def user_by_id(self, user_id: str) -> UserRecord | None:
         return None if self.contact.stale else self._users.get(user_id)

@@ -77,9 +77,9 @@ def settings_of(home: Path, **more: str) -> Settings:
     return Settings(GATEWAY_HOME=str(home), GATEWAY_ADMIN_PASSWORD=PASSWORD, **more)  # type: ignore[call-arg, arg-type]  # by alias
 
 
-async def prepared(home: Path) -> None:
+async def prepared(home: Path, **more: str) -> None:
     """A home with its first admin and two models that echo."""
-    settings = settings_of(home)
+    settings = settings_of(home, **more)
     await initialise(settings)
     services = await Services.open(settings)
     document = RevisionDocument.model_validate({"models": [{"id": model, "backends": [{"type": "echo"}]} for model in MODELS]})
@@ -93,7 +93,7 @@ async def inside(home: Path, template: Path | None = None, **settings: str) -> A
     if template is not None:
         shutil.copytree(template, home)
     else:
-        await prepared(home)
+        await prepared(home, **settings)
     services = await Services.open(settings_of(home, **settings))
     config = uvicorn.Config(services.asgi(), http=edge_class(services.relay), ws="none", lifespan="off", log_config=None, access_log=False)
     config.load()

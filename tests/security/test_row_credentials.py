@@ -165,6 +165,15 @@ async def test_no_credential_in_the_url_and_no_cookie_is_taken(own: Inside) -> N
             assert (await http.get("/admin/users", headers={"cookie": f"{name}={token}; gateway_refresh={token}"})).status_code == 401
 
 
+async def test_metrics_are_for_those_on_this_machine_and_for_nobody_they_speak_for(own: Inside) -> None:
+    async with own.client() as http:
+        assert (await http.get("/metrics")).status_code == 200
+        for header in ("x-forwarded-for", "forwarded", "x-real-ip", "via", "cf-connecting-ip", "x-forwarded-proto"):
+            assert (await http.get("/metrics", headers={header: "198.51.100.9"})).status_code == 401, header
+        headers = {"x-forwarded-for": "198.51.100.9", "authorization": f"Bearer {await own.key('m', scopes=['metrics'])}"}
+        assert (await http.get("/metrics", headers=headers)).status_code == 200
+
+
 @pytest.mark.parametrize("secret", ["", "short", "a" * 64, "changeme" * 8, "your-secret-key-" * 3, "0" * 32])
 def test_an_empty_short_or_sample_secret_is_refused(tmp_path: Path, secret: str) -> None:
     with pytest.raises(SecretKeyRefused):

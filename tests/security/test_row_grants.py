@@ -12,6 +12,7 @@ from gateway.changes import (
     Actor,
     apply_revision,
     create_key,
+    create_team,
     create_user,
     disable_user,
     ensure_admin,
@@ -89,6 +90,20 @@ async def test_a_key_never_has_more_than_its_owner_whatever_its_row_says(own: In
         assert (await http.get("/admin/users")).status_code == 403
         assert (await http.get("/v1/models")).status_code == 403
         assert (await http.get("/v1/usage")).status_code == 200
+
+
+async def test_a_manager_learns_no_key_that_could_do_more_than_they_may(own: Inside) -> None:
+    """A key that was an admin's, whose owner is a member of the team now: its row still says admin. Rotating it shows its text."""
+    db, generation = own.services.db, own.services.generation
+    team = (await create_team(db, generation, INIT, name="team")).id
+    manager = await own.person("manager", Role.MANAGER, team=team)
+    owner = await own.person("was-admin", Role.ADMIN, team=team)
+    issued = await create_key(db, generation, INIT, name="mighty", owner_id=owner.id, scopes=["admin", "inference"])
+    await set_role(db, generation, INIT, owner.id, Role.MEMBER)
+    with pytest.raises(Forbidden):
+        await rotate_key(db, generation, by(manager, scopes=Role.MANAGER.scopes), issued.id)
+    plain = await create_key(db, generation, INIT, name="plain", owner_id=owner.id)
+    assert (await rotate_key(db, generation, by(manager, scopes=Role.MANAGER.scopes), plain.id)).key
 
 
 async def test_an_admins_key_without_the_scope_is_no_admin(own: Inside) -> None:
