@@ -29,8 +29,8 @@ from auth.errors import HasherBusy
 
 AHEAD_NICENESS, BEHIND_NICENESS = 10, 19
 MAX_AHEAD, MAX_BEHIND = 64, 16
-SHARE = 0.2
-BURST_S = 2.0
+SHARE = 0.15
+BURST_S = 1.0
 _MAX_PAUSE_S = 5.0
 _T = TypeVar("_T")
 

@@ -5,9 +5,9 @@
 
 Streams of one key run all the time, each a chunk every 20 ms, every byte checked. First nobody attacks (but the owner logs in); then
 wrong passwords come, 100 a second from 1,000 loopback addresses (`bench.attackers`), half at the owner's account, half at others; then
-nobody again, so that the quiet time stands on both sides of the attack. In each, of every chunk: the time since the one before it in its stream (gap), and how late it is against the beat of its stream, which is
-kept by the upstream and taken from the stream's most punctual chunk (late). The target is on the p99 of gaps; lateness stands beside it,
-because it shows more.
+nobody again, so that the quiet time stands on both sides of the attack. Of every chunk two times are taken: since the one before it in
+its stream (gap), and how late it is against the beat of its stream, which the upstream keeps and the stream's most punctual chunk shows
+(late). The target is on the p99 of gaps; lateness stands beside it, because it shows more.
 
 Exit code 1 where the p99 of gaps is more than 1.5 x as long under attack, where the owner once took more than 5 s, where anything but
 401 and 429 was answered to a guess, or where a stream was wrong. What runs beside this on the machine is part of the figures.
