@@ -12,7 +12,7 @@ SOAK_ARGS ?=
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev build serve test check fmt bench bench-peers bench-soak bench-faults bench-fuzz clean
+.PHONY: help install install-dev build serve test check fmt bench bench-peers bench-soak bench-faults bench-fuzz bench-directory bench-login clean test-guards test-security-long bench-propagation
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -52,6 +52,13 @@ test: install-dev check ## lint, types, import contracts, all tests
 	.venv/bin/python build_native.py
 	.venv/bin/python -m pytest $(TEST_ARGS)
 
+test-guards: install-dev ## takes each guard away in a copy of the tree: its tests must fail there
+	.venv/bin/python -m tests.security.removed
+
+test-security-long: install-dev ## 10,000 steps of people who want rights, 5,000 generated calls of the admin API
+	.venv/bin/python -m tests.security.rights 10000
+	.venv/bin/python -m tests.security.generated 5000
+
 check: install-dev ## lint, types, import contracts
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -75,8 +82,17 @@ bench-faults: install-dev ## every fault x every endpoint x stream or not, ten t
 bench-fuzz: install-dev ## 1,000,000 damaged requests, answers, streams and bodies at the relay's parsers
 	.venv/bin/python -m tests.faults.fuzz $(BENCH_ARGS)
 
+bench-directory: install-dev ## list, search, create among 10,000 users and 100,000 keys, on SQLite and PostgreSQL
+	.venv/bin/python -m bench.directory --json bench/results/directory.json $(BENCH_ARGS)
+
+bench-propagation: install-dev ## how soon a change of a key is in force on all of four workers, under load
+	.venv/bin/python -m bench.propagation $(BENCH_ARGS)
+
 bench-soak: install-dev ## a million mixed requests: does anything leak? (SOAK_ARGS="--requests 50000")
 	.venv/bin/python -m bench.soak --json bench/results/soak.json $(SOAK_ARGS)
+
+bench-login: install-dev ## 100 wrong passwords a second from 1,000 addresses, beside running streams (BENCH_ARGS="--seconds 15")
+	.venv/bin/python -m bench.login_attack --json bench/results/login.json $(BENCH_ARGS)
 
 clean: ## remove what was installed and built
 	rm -rf .venv build dist gateway/_native .mypy_cache .ruff_cache .pytest_cache

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from auth.errors import CredentialInvalid, CredentialMissing
+from auth.errors import CredentialInvalid, CredentialMissing, StoreAway
 from auth.keys import digest, looks_like_key
-from auth.ports import CredentialStore
+from auth.ports import CredentialStore, TokensOfOthers
 from auth.principal import Principal
 from auth.tokens import AccessTokens, looks_like_token
 
@@ -12,14 +12,16 @@ from auth.tokens import AccessTokens, looks_like_token
 class Authenticator:
     """Recognises API keys and login tokens by their shape; one never falls through to the other."""
 
-    def __init__(self, store: CredentialStore, tokens: AccessTokens) -> None:
+    def __init__(self, store: CredentialStore, tokens: AccessTokens, others: TokensOfOthers | None = None) -> None:
+        """`others`: verifies what is not signed by one of our own keys; None: nobody else is trusted."""
         self._store = store
         self._tokens = tokens
+        self._others = others
 
     def authenticate(self, credential: bytes, now_s: float) -> Principal:
         """Who sent `credential` (the bare value, without "Bearer"). `now_s`: Unix seconds.
 
-        Raises `CredentialMissing`, `CredentialInvalid`. The reasons are for the log alone.
+        Raises `CredentialMissing`, `CredentialInvalid`, `StoreAway`. The reasons are for the log alone.
         """
         if not credential:
             raise CredentialMissing
@@ -29,6 +31,8 @@ class Authenticator:
         record = self._store.key_by_digest(key_digest)
         if record is None:
             reason = self._store.key_refusal(key_digest)
+            if reason == "unknown" and self._store.away:
+                raise StoreAway
             raise CredentialInvalid(reason if reason != "unknown" or looks_like_key(credential) else "malformed")
         if record.expires_at is not None and record.expires_at <= now_s:
             raise CredentialInvalid("expired")
@@ -39,9 +43,13 @@ class Authenticator:
             token = credential.decode("ascii")
         except UnicodeDecodeError:
             raise CredentialInvalid("malformed") from None
+        if self._others is not None and not self._tokens.issued(token):
+            return self._others.principal(token, now_s)
         claims = self._tokens.verify(token, now_s)
         user = self._store.user_by_id(claims.user_id)
         if user is None:
+            if self._store.away:
+                raise StoreAway
             raise CredentialInvalid("disabled")
         if claims.token_epoch != user.token_epoch:
             raise CredentialInvalid("revoked")

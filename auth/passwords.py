@@ -1,66 +1,64 @@
-"""Passwords: argon2id through passlib, one hash at a time, off the event loop. The only module that imports passlib.
+"""Passwords: argon2id through passlib, one hash at a time on the host, off the event loop. The only module that imports passlib.
 
-Parameters are OWASP's (m = 19,456 KiB, t = 2, p = 1): about 36 ms of CPU a hash.
+Parameters are OWASP's (m = 19,456 KiB, t = 2, p = 1): about 20 to 40 ms of CPU a hash.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
 import secrets
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 from passlib.hash import argon2
 
-from auth.errors import HasherBusy, PasswordUnsuitable
+from auth.password_rules import MAX_BYTES, MIN_CHARS, check_password
+from auth.turns import Turns
 
-MIN_CHARS = 8
-MAX_BYTES = 1024
+__all__ = ["MAX_BYTES", "MIN_CHARS", "Passwords"]
+
 _MEMORY_KIB = 19_456
 _ROUNDS = 2
 _LANES = 1
-_NICENESS = 10
-_T = TypeVar("_T")
 
 
 class Passwords:
     """Hashes and checks passwords.
 
-    At most one hash runs at a time and at most `max_waiting` callers wait for their turn: more raise `HasherBusy` at once,
-    so that a flood of logins costs one thread and a bounded amount of memory. The thread is niced where the system allows it.
+    `lock_file`: see `auth.turns`; a flood of logins costs one thread, a share of one core and a bounded amount of memory.
     """
 
-    def __init__(self, *, memory_kib: int = _MEMORY_KIB, rounds: int = _ROUNDS, max_waiting: int = 32) -> None:
+    def __init__(
+        self, lock_file: Path | None = None, *, memory_kib: int = _MEMORY_KIB, rounds: int = _ROUNDS, turns: Turns | None = None
+    ) -> None:
         scheme: Any = argon2
         self._scheme = scheme.using(type="ID", memory_cost=memory_kib, time_cost=rounds, parallelism=_LANES)
-        self._thread = ThreadPoolExecutor(1, "password", initializer=_lower_priority)
-        self._max_waiting = max_waiting
-        self._waiting = 0
+        self.turns = turns or Turns(lock_file)
         self._decoy: str | None = None
 
-    async def hash(self, password: str) -> str:
-        """The hash to store. Raises `PasswordUnsuitable` (too short or too long) and `HasherBusy`."""
-        if len(password) < MIN_CHARS:
-            raise PasswordUnsuitable(f"A password needs at least {MIN_CHARS} characters.")
-        if len(password.encode()) > MAX_BYTES:
-            raise PasswordUnsuitable(f"A password may have at most {MAX_BYTES} bytes.")
-        return await self._run(lambda: str(self._scheme.hash(password)))
+    async def hash(self, password: str, *, email: str = "") -> str:
+        """The hash to store of a new password of the user with this e-mail.
 
-    async def verify(self, password: str, stored: str | None) -> tuple[bool, str | None]:
+        For callers who have proven who they are: their turn is ahead of strangers'. Raises `PasswordUnsuitable` and `HasherBusy`.
+        """
+        check_password(password, email)
+        return await self.turns.run(lambda: str(self._scheme.hash(password)), ahead=True)
+
+    async def verify(self, password: str, stored: str | None, *, ahead: bool = False) -> tuple[bool, str | None]:
         """(does it match, the hash to store instead, if `stored` was made with other parameters).
 
-        `stored` None (no such user, or no password set) takes as long as a wrong password. Raises `HasherBusy`.
+        `stored` None (no such user, or no password set) takes as long as a wrong password. `ahead`: see `auth.turns`.
+        Raises `HasherBusy`.
         """
         if len(password.encode()) > MAX_BYTES:
             return False, None
-        return await self._run(lambda: self._verify(password, stored))
+        return await self.turns.run(lambda: self._verify(password, stored), ahead=ahead)
+
+    def require_room(self) -> None:
+        """Raises `HasherBusy` where `verify` of a stranger would. Cheap."""
+        self.turns.require_room(ahead=False)
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self.turns.close()
 
     def _verify(self, password: str, stored: str | None) -> tuple[bool, str | None]:
         if stored is None:
@@ -75,17 +73,3 @@ class Passwords:
         if matches and self._scheme.needs_update(stored):
             return True, str(self._scheme.hash(password))
         return matches, None
-
-    async def _run(self, work: Callable[[], _T]) -> _T:
-        if self._waiting > self._max_waiting:
-            raise HasherBusy
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        finally:
-            self._waiting -= 1
-
-
-def _lower_priority() -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)  # on Linux: this thread alone

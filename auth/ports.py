@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,10 +32,14 @@ class UserRecord:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What a login needs to know of an enabled user. `password_hash` None: this user has no password."""
+    """What a login needs to know of an enabled person. `password_hash` None: no password is set.
+
+    `known`: this user has logged in before from the address that was asked about.
+    """
 
     user: UserRecord
     password_hash: str | None
+    known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +57,19 @@ class Authenticates(Protocol):
         """Who this credential is. `AuthError` where nobody is known by it."""
 
 
+class TokensOfOthers(Protocol):
+    """Tokens that trusted issuers have signed: `auth.issuers.TrustedIssuers`."""
+
+    def principal(self, token: str, now_s: float) -> Principal:
+        """Who it stands for. `AuthError` where it is not valid, or nobody can say."""
+
+
 class CredentialStore(Protocol):
     """Synchronous look-ups in process tables. They answer from memory; a change replaces records, it never edits them."""
+
+    @property
+    def away(self) -> bool:
+        """Is what the tables are made from out of reach? Whom they do not know may then be new. Asked about the unknown alone."""
 
     def key_by_digest(self, digest: bytes) -> KeyRecord | None:
         """The key with this SHA-256, if it is not revoked and its owner is enabled. Expiry is the caller's to check."""
@@ -66,13 +82,16 @@ class CredentialStore(Protocol):
 
 
 class AccountStore(Protocol):
-    """Users as a login sees them: read from the database, not from process tables."""
+    """People as a login sees them (services never log in): read from the database, not from process tables."""
 
-    async def account_by_email(self, email: str) -> Account | None:
-        """The enabled user with this e-mail (any case, spaces around it ignored)."""
+    async def account_by_email(self, email: str, address: str = "") -> Account | None:
+        """The enabled person with this e-mail (any case, spaces around it ignored)."""
+
+    async def logged_in_since(self, at: float) -> Iterable[tuple[str, str]]:
+        """(e-mail in lower case, address) of each login since `at`, Unix seconds, as far as it is remembered."""
 
     async def account_by_id(self, user_id: str) -> Account | None:
-        """The user, if enabled."""
+        """The person, if enabled."""
 
     async def save_rehash(self, user_id: str, old_hash: str, new_hash: str) -> None:
         """Replace a hash by one of the same password with newer parameters, unless the password was changed meanwhile."""
@@ -81,10 +100,10 @@ class AccountStore(Protocol):
 class RefreshTokenStore(Protocol):
     """Refresh tokens by their SHA-256. Each call is one transaction. Times are Unix seconds."""
 
-    async def add(self, digest: bytes, grant: RefreshGrant, now_s: float, expires_at: float) -> None:
-        """The first token of a new family."""
+    async def add(self, digest: bytes, grant: RefreshGrant, now_s: float, expires_at: float, address: str = "") -> None:
+        """The first token of a new family: a login, from `address`, which is known from now on ("": not known whence)."""
 
-    async def rotate(self, old: bytes, new: bytes, now_s: float, expires_at: float) -> RefreshGrant:
+    async def rotate(self, old: bytes, new: bytes, now_s: float, expires_at: float, address: str = "") -> RefreshGrant:
         """Use up `old` and put `new` in its place. Raises `CredentialInvalid`: unknown, expired, or reused - then the family is revoked."""
 
     async def revoke(self, digest: bytes) -> None:

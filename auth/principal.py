@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from auth.address import Networks
+
 SCOPES = frozenset({"inference", "usage", "metrics", "admin"})
 
 
@@ -61,7 +63,8 @@ class Principal:
     """The authenticated caller of one request.
 
     `key_id` is None for a login token. `limit_id` names the buckets that its requests are counted in (the key id, else the user id).
-    `models` are globs over route ids; ("*",) = all.
+    `models` are globs over route ids; ("*",) = all. `team_id`: of the user, None where they are of no team. `networks`: where the key may
+    be used from; None = anywhere.
     """
 
     user_id: str
@@ -72,6 +75,8 @@ class Principal:
     limits: Limits = _UNLIMITED
     limit_id: str = ""
     _allows: re.Pattern[str] | None = field(default=None, compare=False, repr=False)
+    team_id: str | None = None
+    networks: Networks | None = None
 
     @staticmethod
     def compile_globs(globs: tuple[str, ...]) -> re.Pattern[str] | None:
@@ -83,3 +88,7 @@ class Principal:
     def may_use(self, model: str) -> bool:
         """May this caller see and use the route `model`?"""
         return self._allows is None or self._allows.match(model) is not None
+
+    def may_come_from(self, address: str) -> bool:
+        """May this caller come from there? `address`: normalised, of `auth.address.client_address`; "" (not known) is in no network."""
+        return self.networks is None or address in self.networks

@@ -2,6 +2,7 @@
 
 `base_url` ends where OpenAI's does ("http://host:8000/v1"); the operation's path is put behind it. TLS certificates are verified against
 the system's store and the authorities that `verifying` was given; redirects are not followed and no proxy is taken from the environment.
+Which addresses are never connected to is the caller's to say (`forbidden`): see backends.http1.
 """
 
 from __future__ import annotations

@@ -7,6 +7,10 @@ What can go wrong is sorted by what may have happened at the backend (backends.e
 - a fresh connection that dies before any byte: MaybeSent;
 - anything after the first byte: BrokeOff.
 
+Where it connects to is decided once per connection: the name is looked up, each address is put to `forbidden`, and the very address that
+passed is connected to, so that a name cannot say one thing to the check and another to the connection. (A host that is an address itself is
+judged once for all.) A request on a connection that stands pays nothing for it. Nothing asks the environment for a proxy.
+
 A connection goes back to the pool only if the answer was complete, nothing followed it, the request had been written out, and both sides
 keep it alive. A byte that arrives on an idle connection closes it. Informational answers (1xx) are skipped.
 """
@@ -14,9 +18,11 @@ keep it alive. A byte that arrives on an idle connection closes it. Informationa
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
@@ -38,15 +44,24 @@ _JOIN_BELOW = 16 * 1024  # a body below this is copied behind its head: one writ
 class Http1Pool:
     """Connections to one origin. Implements `backends.base.Backend`.
 
-    `authorization` is a whole header value, or None to send none.
+    `authorization` is a whole header value, or None to send none. `forbidden` says of an address why nothing connects to it, or None;
+    without it everything may be connected to.
     """
 
     ready = True
 
-    def __init__(self, base_url: str, authorization: str | None = None, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        authorization: str | None = None,
+        *,
+        tls: ssl.SSLContext | None = None,
+        forbidden: Callable[[str], str | None] | None = None,
+    ) -> None:
         parts = urlsplit(base_url)
         self.asks_usage = True
-        self.host = parts.hostname or ""
+        self._forbidden = forbidden
+        self.host = (parts.hostname or "").replace("%25", "%")  # the zone of a link-local address, as a URL spells it
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
         self.tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
         self._prefix = parts.path.rstrip("/")
@@ -56,6 +71,7 @@ class Http1Pool:
         self.idle: deque[Connection] = deque()
         self.connections: set[Connection] = set()
         self.closed = False
+        self._literal = self._allowed([self.host]) if _is_address(self.host) else None
 
     def open(self) -> Http1Exchange:
         return Http1Exchange(self)
@@ -65,6 +81,17 @@ class Http1Pool:
         self.closed = True
         while self.idle:
             self.idle.pop().drop()
+
+    async def addresses(self) -> list[str]:
+        """Those of the host that may be connected to, in the resolver's order. Raises OSError, ValueError."""
+        if self._literal is not None:
+            return self._literal
+        found = await asyncio.get_running_loop().getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        return self._allowed([str(address[0]) for _, _, _, _, address in found])
+
+    def _allowed(self, addresses: list[str]) -> list[str]:
+        forbidden = self._forbidden
+        return addresses if forbidden is None else [ip for ip in addresses if forbidden(ip) is None]
 
     def take(self, now_s: float) -> Connection | None:
         """The most recently used live connection, or None. Older ones that idled too long are closed on the way."""
@@ -160,16 +187,15 @@ class Http1Exchange:
             self.connection = None
 
     async def _connect(self, timeout_s: float) -> None:
-        pool, loop = self._pool, asyncio.get_running_loop()
-        started_s = time.monotonic()
+        pool, started_s = self._pool, time.monotonic()
         connection = Connection(pool)
         try:
             async with asyncio.timeout(timeout_s or None):
-                await loop.create_connection(
-                    lambda: connection, pool.host, pool.port, ssl=pool.tls, server_hostname=pool.host if pool.tls else None
-                )
+                await self._reach(connection)
         except TimeoutError:
             self._fail(ConnectTimedOut())
+        except ConnectFailed as error:
+            self._fail(error)
         except ssl.SSLError:
             self._fail(ConnectFailed("tls"))
         except (OSError, ValueError) as error:  # ValueError: a host name that no resolver takes
@@ -184,6 +210,22 @@ class Http1Exchange:
         finally:
             if self.connection is not connection:  # uvloop closes a connect that is cancelled late without a word to the protocol
                 pool.connections.discard(connection)
+
+    async def _reach(self, connection: Connection) -> None:
+        """Connect to the first address of the host that may be used and answers."""
+        pool, loop = self._pool, asyncio.get_running_loop()
+        name = pool.host.partition("%")[0] if pool.tls else None
+        last: OSError | None = None
+        for ip in await pool.addresses():
+            try:
+                await loop.create_connection(lambda: connection, ip, pool.port, ssl=pool.tls, server_hostname=name)
+            except ssl.SSLError:
+                raise
+            except OSError as error:
+                last = error
+            else:
+                return
+        raise last or ConnectFailed("forbidden")
 
     def _fail(self, error: BackendError) -> None:
         self._connecting = None
@@ -359,6 +401,14 @@ _FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 
 class _Surplus(Exception):
     """Bytes of a second answer behind the first."""
+
+
+def _is_address(host: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host.partition("%")[0])
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def open_connections(pools: list[Http1Pool]) -> dict[str, Any]:

@@ -6,26 +6,35 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import time
 from concurrent.futures import Executor
+from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import CollectorRegistry
 
+from auth.address import forbidden_address, parse_networks
 from auth.authenticator import Authenticator
 from auth.login import Login
+from auth.oidc import OidcLogin
 from auth.passwords import Passwords
+from auth.provider import Provider
+from auth.seal import Seal
+from auth.throttle import Throttle
 from auth.tokens import AccessTokens
 from backends.custom import CustomBackend, verifying
 from backends.echo import EchoBackend
 from backends.folder import weights_folder
 from backends.local import LocalBackend, LocalState, PathRefused, locate
 from gateway.api import create_api
+from gateway.changes import Actor, ensure_signing_key
 from gateway.keeper.settle import settle
 from gateway.limits.levels import FORM, Levels
 from gateway.limits.shared import SharedLimiter
@@ -42,13 +51,13 @@ from gateway.routing.probes import ProbeFile
 from gateway.routing.retries import RetryBudgets
 from gateway.routing.table import BackendSpec, RouteTable, Timeouts, build_table
 from gateway.runtime import Control, Relay
-from gateway.store import revisions
+from gateway.store import revisions, signing
 from gateway.store.engine import Database
 from gateway.store.errors import StoreUnavailable
 from gateway.store.generation import Generation
 from gateway.store.live import LiveTables
 from gateway.store.logins import Accounts, RefreshTokens
-from gateway.store.secret_key import ACCESS_TOKENS, derive, load_or_create_secret_key
+from gateway.store.secret_key import derive, load_secret_keys
 from gateway.store.secrets import SecretBox, read_all
 from gateway.store.spending import Spending
 from gateway.wire.tokens import Tokenizer, TokenizerFault, Tokenizers
@@ -59,7 +68,9 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
+    from auth.issuers import TrustedIssuers
     from auth.principal import Principal
+    from auth.signing import SigningKey
     from backends.base import Backend
     from gateway.settings import Settings
 
@@ -69,17 +80,21 @@ POLL_S = 0.015  # how often the shared counters are looked at: a change is in fo
 OBSERVE_S = 1.0
 SWEEP_S = 0.5  # what a killed process held is free within a second
 SETTLE_S = 10.0  # how long a starting server waits for the ledger of one that died
-LOST_WORD_S = 5.0  # the same on SQLite, where all changes are made on this host and the counters tell of each
+LOST_WORD_S = 1.0  # the same on SQLite, where the counters tell of each change: only to see that the file is still there
+USES_S = 10.0
+ISSUERS_S = 3.0  # how long a starting server waits for the keys of trusted issuers
 REMOTE_POLL_S = 0.5  # how often the change log itself is read, for changes made on other hosts
+OIDC_LOGINS = "logins through a provider"  # purpose of a key: sealing what they remember in the browser
 DEMO_MODELS = Path(__file__).parent.parent / "backends" / "worker" / "demo"
 
 
 class LiveBackends:
     """One backend per spec, kept over revisions: its connections survive a change of weights."""
 
-    def __init__(self, state: LocalState, tls: ssl.SSLContext) -> None:
+    def __init__(self, state: LocalState, tls: ssl.SSLContext, allow_link_local: bool = False) -> None:
         self._state = state
         self._tls = tls
+        self._allow_link_local = allow_link_local
         self._live: dict[BackendSpec, Backend] = {}
         self._wanted: set[BackendSpec] = set()
 
@@ -92,7 +107,8 @@ class LiveBackends:
 
     def _make(self, spec: BackendSpec) -> Backend:
         if spec.type == "custom":
-            return CustomBackend(spec.base_url, spec.authorization, tls=self._tls)
+            forbidden = partial(forbidden_address, allow_link_local=spec.allow_link_local or self._allow_link_local)
+            return CustomBackend(spec.base_url, spec.authorization, tls=self._tls, forbidden=forbidden)
         if spec.type == "local":
             return LocalBackend(spec.path, self._state)
         return EchoBackend(spec.delay_ms, spec.chunk_delay_ms)
@@ -149,30 +165,43 @@ class RouteTokenizers:
 class Services:
     """One server process's services. Made by `open`."""
 
-    def __init__(self, settings: Settings, db: Database, generation: Generation, live: LiveTables, secret_key: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        db: Database,
+        generation: Generation,
+        live: LiveTables,
+        box: SecretBox,
+        tokens: AccessTokens,
+        oidc: OidcLogin | None = None,
+        others: TrustedIssuers | None = None,
+    ) -> None:
         self.settings = settings
         self.db = db
         self.generation = generation
         self.live = live
-        self.box = SecretBox(secret_key)
+        self.box = box
+        self._tokens = tokens
+        self._others = others
         self.local_state = LocalState(settings.run_dir / "local.json")
-        self._backends = LiveBackends(self.local_state, verifying(settings.upstream_ca_file))
+        self._backends = LiveBackends(self.local_state, verifying(settings.upstream_ca_file), settings.allow_link_local)
         self._tokenizers = RouteTokenizers(settings)
         self._spending = Spending()
         self._retries = RetryBudgets()
         self._probes = ProbeFile(settings.run_dir / PROBES_FILE)
         self._reload = False  # is a revision in the log that is not in force yet
+        self._reload_signing = False  # is a signing key
         self._tokenizing: asyncio.Task[None] | None = None
         self._started_s = time.monotonic()
         self._was_ready = False
-        tokens = AccessTokens(derive(secret_key, ACCESS_TOKENS))
-        passwords = Passwords()
+        passwords = Passwords(settings.password_lock)
         metrics = make_metrics(CollectorRegistry())
         metrics.build.labels(version("model-gateway")).set(1)
+        proxies = parse_networks(settings.trusted_proxies)
         self.ledger = SegmentWriter(settings.run_dir / "ledger")
         self._limiter = SharedLimiter(Levels(settings.run_dir / f"levels-{FORM}"), self._spending.spent_pusd)
         self.relay = Relay(
-            authenticator=Authenticator(live, tokens),
+            authenticator=Authenticator(live, tokens, others),
             limiter=self._limiter,
             ledger=self.ledger,
             meter=Meter(metrics),
@@ -185,13 +214,15 @@ class Services:
             slots=Slots(settings.max_running, settings.queue_wait_s),
             health=HealthBoard(random.Random().random),  # noqa: S311  # spreads trials in time, hides nothing
             cors_origins=frozenset(origin.encode() for origin in settings.cors_origins),
+            trusted_proxies=proxies,
             default_models=(settings.default_embedding_model or "demo-embed", settings.default_chat_model or "demo-chat"),
         )
         self.control = Control(
             db=db,
             generation=generation,
             live=live,
-            login=Login(Accounts(db), RefreshTokens(db), passwords, tokens),
+            login=Login(Accounts(db), RefreshTokens(db), passwords, tokens, Throttle(settings.run_dir / "logins")),
+            tokens=tokens,
             passwords=passwords,
             secret_box=self.box,
             relay=self.relay,
@@ -201,17 +232,25 @@ class Services:
             version=version("model-gateway"),
             ready=self.ready,
             metrics_text=lambda: exposition(self.relay.meter),
+            trusted_proxies=proxies,
+            oidc=oidc,
         )
 
     @classmethod
     async def open(cls, settings: Settings) -> Services:
         """Load everything that a request may need, so that no request waits for the store."""
-        secret_key = load_or_create_secret_key(settings.home, settings.secret_key.get_secret_value())
+        keys = load_secret_keys(*settings.secret_key_sources())
+        box = SecretBox.of(keys)
         db = Database(settings.database)
         generation = Generation(settings.run_dir / "generation")
-        live = await LiveTables.load(db)
+        await ensure_signing_key(db, generation, Actor(user_id=None, via="init"), box=box, algorithm=settings.jwt_algorithm)
+        live = await LiveTables.load(db, settings.stale_s)
         generation.set_change(live.applied)
-        services = cls(settings, db, generation, live, secret_key)
+        tokens = AccessTokens(await _signing_keys(db, box))
+        others = _others(settings)
+        services = cls(settings, db, generation, live, box, tokens, _oidc(settings, keys.current), others)
+        if others is not None:
+            await others.start(ISSUERS_S)
         await services._read_spending()
         await services._tokenizers.follow(await services._load_table())
         return services
@@ -221,8 +260,9 @@ class Services:
         return create_api(self.control)
 
     async def _read_spending(self) -> None:
-        """What keys with a budget have spent, what a process wrote that was killed a moment ago included."""
-        principals: Iterator[Principal] = (record.principal for record in self.live.records())
+        """What keys and users with a budget have spent, what a process wrote that was killed a moment ago included."""
+        of_keys, of_people = (key.principal for key in self.live.records()), (person.principal for person in self.live.people())
+        principals: Iterator[Principal] = chain(of_keys, of_people)
         budgets = {principal.limit_id: principal.limits.budget for principal in principals if principal.limits.budget is not None}
         if not budgets:
             return
@@ -266,9 +306,12 @@ class Services:
         remote_s = REMOTE_POLL_S if self.db.dialect == "postgresql" else LOST_WORD_S
         generation, live, wake, loop = self.generation, self.live, asyncio.Event(), asyncio.get_running_loop()
         timer: asyncio.Handle | None = None
+        uses = asyncio.create_task(self._write_uses(), name="uses")
+        issuers = asyncio.create_task(self._others.follow(), name="issuers") if self._others is not None else None
 
         def behind(now_s: float) -> bool:
-            return self._reload or generation.change != live.applied or now_s > looked_s + remote_s
+            unread = generation.change != live.applied or live.unfinished
+            return self._reload or self._reload_signing or unread or now_s > looked_s + remote_s
 
         def look() -> None:  # a plain timer: waking a task this often would cost more than all the rest of an idle server
             nonlocal timer, swept_s
@@ -307,8 +350,18 @@ class Services:
                     failing = True
                     await asyncio.sleep(1)
         finally:
+            uses.cancel()
+            if issuers is not None:
+                issuers.cancel()
             if timer is not None:
                 timer.cancel()  # what it looks at is closed next
+
+    async def _write_uses(self) -> None:
+        """Beside the loop that applies changes. Uses of keys on the control plane: the relay's are in the ledger, for the keeper."""
+        while True:
+            await asyncio.sleep(USES_S)
+            with contextlib.suppress(StoreUnavailable):  # they wait
+                await self.control.uses.write(self.db)
 
     async def _catch_up(self) -> None:
         """Put in force what the change log says. A revision that could not be loaded is tried again by the next call."""
@@ -316,6 +369,10 @@ class Services:
         if self.live.applied > self.generation.change:  # made on another host
             self.generation.set_change(self.live.applied)
         self._reload = self._reload or not changed.isdisjoint(("revision", "secret"))
+        self._reload_signing = self._reload_signing or "signing_key" in changed
+        if self._reload_signing:
+            self._tokens.replace(await _signing_keys(self.db, self.box))
+            self._reload_signing = False
         if self._reload:
             self._tokenize(await self._load_table())
             self._reload = False
@@ -363,6 +420,41 @@ class Services:
         self.ledger.close()
         self._limiter.close()
         self._tokenizers.close()
+        self.control.passwords.close()
         await self._backends.close()
+        if self.control.oidc is not None:
+            await self.control.oidc.provider.close()
+        with contextlib.suppress(StoreUnavailable):
+            await self.control.uses.write(self.db, everything=True)
         await self.db.close()
         self.generation.close()
+
+
+async def _signing_keys(db: Database, box: SecretBox) -> list[SigningKey]:
+    async with db.read() as conn:
+        return await signing.read_all(conn, box, time.time())
+
+
+def _others(settings: Settings) -> TrustedIssuers | None:
+    """The issuers of the settings whose tokens are accepted."""
+    if not settings.trusted_issuers:
+        return None
+    from auth.fetch import Fetcher  # as below
+    from auth.issuers import TrustedIssuers
+    from auth.trusted import trusted_issuers
+
+    def failed(issuer: str, word: str) -> None:
+        logger.warning("the keys of a trusted issuer could not be fetched", issuer=issuer, fault=word)
+
+    fetcher = Fetcher(tls=verifying(settings.upstream_ca_file), allow_link_local=settings.allow_link_local)
+    return TrustedIssuers(trusted_issuers(settings.trusted_issuers), fetcher, failed)
+
+
+def _oidc(settings: Settings, secret_key: str) -> OidcLogin | None:
+    """Logging in through the provider of the settings."""
+    if settings.oidc is None:
+        return None
+    from auth.fetch import Fetcher  # httpx: where nobody needs it, no process loads it
+
+    fetcher = Fetcher(tls=verifying(settings.upstream_ca_file), allow_link_local=settings.allow_link_local)
+    return OidcLogin(Provider(settings.oidc, fetcher), Seal(derive(secret_key, OIDC_LOGINS)))

@@ -9,9 +9,12 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from auth.address import Networks
 from auth.login import Login
+from auth.oidc import OidcLogin
 from auth.passwords import Passwords
 from auth.ports import Authenticates
+from auth.tokens import AccessTokens
 from backends.local import LocalState
 from gateway.limits.base import Limiter
 from gateway.limits.slots import Slots
@@ -22,6 +25,7 @@ from gateway.routing.health import Health, HealthBoard
 from gateway.routing.table import RouteTable, Target
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
+from gateway.store.key_uses import Uses
 from gateway.store.live import LiveTables
 from gateway.store.secrets import SecretBox
 from gateway.wire.tokens import Tokenizer
@@ -117,6 +121,7 @@ class Relay:
     max_held_bytes: int = 512_000_000  # request bodies held in memory by this process at once
     held_bytes: int = 0
     draining: bool = False
+    trusted_proxies: Networks = field(default_factory=Networks)
     clock: Clock = field(default_factory=Clock)
     slots: Slots = field(default_factory=lambda: Slots(10_000, 5.0))
     health: HealthBoard = field(default_factory=HealthBoard)
@@ -134,6 +139,7 @@ class Control:
     generation: Generation
     live: LiveTables
     login: Login
+    tokens: AccessTokens
     passwords: Passwords
     secret_box: SecretBox
     relay: Relay
@@ -146,3 +152,9 @@ class Control:
     """Is this process ready to serve, and what each part says ("migrated", "revision", "models", "draining")."""
     metrics_text: Callable[[], bytes]
     """The Prometheus exposition of this server (of all its processes)."""
+    trusted_proxies: Networks = field(default_factory=Networks)
+    """Peers whose word on their client's address and scheme is taken."""
+    uses: Uses = field(default_factory=Uses)
+    """Keys used on the control plane, until that is written; the relay's are in its ledger."""
+    oidc: OidcLogin | None = None
+    """Logging in through an OpenID provider, where one is set up."""

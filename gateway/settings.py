@@ -6,12 +6,18 @@ Only `app` and `cli` read them; everything else gets plain values. `.env.example
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from auth.address import parse_networks
+from auth.oidc_config import OidcConfig, checked_issuer, checked_public_url, checked_scopes, parse_roles
+from auth.principal import Role
 
 
 class SettingsError(Exception):
@@ -33,6 +39,16 @@ class Settings(BaseSettings):
     secret_key: SecretStr = Field(
         SecretStr(""), validation_alias=_env("GATEWAY_SECRET_KEY"), description="at least 32 characters; made in GATEWAY_HOME if empty"
     )
+    secret_key_file: Path | None = Field(
+        None, validation_alias=_env("GATEWAY_SECRET_KEY_FILE"), description="file that holds it, e.g. one mounted into a container"
+    )
+    secret_key_previous: SecretStr = Field(
+        SecretStr(""), validation_alias=_env("GATEWAY_SECRET_KEY_PREVIOUS"), description="the one before it, until `gateway secrets rotate`"
+    )
+    jwt_algorithm: Literal["HS256", "RS256", "ES256"] = Field("HS256", validation_alias=_env("GATEWAY_JWT_ALGORITHM"))
+    trusted_issuers: str = Field(
+        "", validation_alias=_env("GATEWAY_TRUSTED_ISSUERS"), description="whose tokens are accepted: JSON, or the path of a JSON file"
+    )
     admin_email: str = Field("admin@localhost", validation_alias=_env("GATEWAY_ADMIN_EMAIL"), description="the first admin")
     admin_password: SecretStr = Field(
         SecretStr(""), validation_alias=_env("GATEWAY_ADMIN_PASSWORD"), description="empty: one is made and printed once"
@@ -53,6 +69,12 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         ("*",), validation_alias=_env("GATEWAY_CORS_ORIGINS", "ALLOWED_ORIGINS"), description="comma-separated; for /v1 only"
     )
+    stale_s: float = Field(
+        86_400,
+        ge=0,
+        validation_alias=_env("GATEWAY_STALE_S"),
+        description="known keys go on working this long without the database",
+    )
     drain_s: float = Field(30, ge=0, validation_alias=_env("GATEWAY_DRAIN_S"), description="SIGTERM: running requests may finish this long")
     hub_access: bool = Field(False, validation_alias=_env("GATEWAY_HUB_ACCESS"), description="may local models be fetched from a hub")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", validation_alias=_env("GATEWAY_LOG_LEVEL"))
@@ -62,6 +84,35 @@ class Settings(BaseSettings):
         None, validation_alias=_env("GATEWAY_TLS_CERT_FILE"), description="certificate chain, PEM; with the key file: https instead of http"
     )
     tls_key_file: Path | None = Field(None, validation_alias=_env("GATEWAY_TLS_KEY_FILE"), description="its private key, PEM, unencrypted")
+    tls_client_ca_file: Path | None = Field(
+        None,
+        validation_alias=_env("GATEWAY_TLS_CLIENT_CA_FILE"),
+        description="PEM; clients must have a certificate of one of these",
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), validation_alias=_env("GATEWAY_TRUSTED_PROXIES"), description="networks whose word on the client's address is taken; none"
+    )
+    allow_link_local: bool = Field(
+        False, validation_alias=_env("GATEWAY_ALLOW_LINK_LOCAL"), description="may backends have link-local and metadata addresses"
+    )
+    oidc_issuer: str = Field("", validation_alias=_env("GATEWAY_OIDC_ISSUER"), description="OpenID provider to log in through; empty: none")
+    oidc_client_id: str = Field("", validation_alias=_env("GATEWAY_OIDC_CLIENT_ID"), description="what the gateway is called there")
+    oidc_client_secret: SecretStr = Field(
+        SecretStr(""), validation_alias=_env("GATEWAY_OIDC_CLIENT_SECRET"), description="empty: a public client"
+    )
+    oidc_public_url: str = Field("", validation_alias=_env("GATEWAY_OIDC_PUBLIC_URL"), description="where browsers find the gateway")
+    oidc_scopes: str = Field("openid email profile", validation_alias=_env("GATEWAY_OIDC_SCOPES"), description="separated by spaces")
+    oidc_role_claim: str = Field("", validation_alias=_env("GATEWAY_OIDC_ROLE_CLAIM"), description="claim that roles are read from")
+    oidc_roles: str = Field("", validation_alias=_env("GATEWAY_OIDC_ROLES"), description="JSON: value of the claim to role")
+    oidc_default_role: Literal["", "manager", "member", "viewer"] = Field(
+        "", validation_alias=_env("GATEWAY_OIDC_DEFAULT_ROLE"), description="where no value fits; empty: no account is made"
+    )
+    oidc_link_by_email: bool = Field(
+        False, validation_alias=_env("GATEWAY_OIDC_LINK_BY_EMAIL"), description="may a verified e-mail open an existing account"
+    )
+    oidc_trust_email: bool = Field(
+        False, validation_alias=_env("GATEWAY_OIDC_TRUST_EMAIL"), description="e-mails are verified though the provider does not say so"
+    )
     upstream_ca_file: Path | None = Field(
         None, validation_alias=_env("GATEWAY_UPSTREAM_CA_FILE"), description="more authorities to trust for backends, PEM"
     )
@@ -71,7 +122,16 @@ class Settings(BaseSettings):
     model_device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", validation_alias=_env("MODEL_DEVICE"))
     model_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", validation_alias=_env("MODEL_DTYPE"))
 
-    @field_validator("home", "local_models_dir", "tls_cert_file", "tls_key_file", "upstream_ca_file", mode="before")
+    @field_validator(
+        "home",
+        "local_models_dir",
+        "secret_key_file",
+        "tls_cert_file",
+        "tls_key_file",
+        "tls_client_ca_file",
+        "upstream_ca_file",
+        mode="before",
+    )
     @classmethod
     def _expand(cls, value: object) -> object:
         if value == "":
@@ -83,10 +143,73 @@ class Settings(BaseSettings):
     def _closed(cls, value: object) -> object:
         return value or "127.0.0.1"  # an empty address would mean every interface
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """As browsers write them: one with a path, or without a scheme, would never be equal to any."""
+        for origin in value:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+/?", origin, re.IGNORECASE):
+                raise ValueError(f"{origin!r} is not an origin such as https://app.example.com (scheme, host and port, no path), nor *")
+        return tuple(origin if origin == "*" else origin.rstrip("/").lower() for origin in value)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return parse_networks(value).texts
+
+    @field_validator("oidc_issuer", "oidc_scopes", "oidc_roles", "oidc_public_url")
+    @classmethod
+    def _oidc_fits(cls, value: str, info: ValidationInfo) -> str:
+        checks: dict[str, Callable[[str], object]] = {
+            "oidc_issuer": checked_issuer,
+            "oidc_scopes": checked_scopes,
+            "oidc_roles": parse_roles,
+            "oidc_public_url": checked_public_url,
+        }
+        if value:
+            checks[str(info.field_name)](value)
+        return value
+
+    @field_validator("oidc_public_url")
+    @classmethod
+    def _oidc_whole(cls, value: str, info: ValidationInfo) -> str:
+        needed = {"GATEWAY_OIDC_CLIENT_ID": info.data.get("oidc_client_id"), "GATEWAY_OIDC_PUBLIC_URL": value}
+        missing = [name for name, given in needed.items() if not given]
+        if info.data.get("oidc_issuer") and missing:
+            raise ValueError(f"GATEWAY_OIDC_ISSUER needs {' and '.join(missing)} too")
+        return value
+
+    @field_validator("trusted_issuers")
+    @classmethod
+    def _issuers(cls, value: str) -> str:
+        if value:
+            from auth.trusted import trusted_issuers  # cryptography: where nobody needs it, no command loads it
+
+            trusted_issuers(value)
+        return value
+
+    @property
+    def oidc(self) -> OidcConfig | None:
+        """The OpenID provider to log in through."""
+        if not self.oidc_issuer:
+            return None
+        return OidcConfig(
+            issuer=self.oidc_issuer,
+            client_id=self.oidc_client_id,
+            public_url=checked_public_url(self.oidc_public_url),
+            client_secret=self.oidc_client_secret.get_secret_value(),
+            scopes=checked_scopes(self.oidc_scopes),
+            role_claim=self.oidc_role_claim,
+            roles=parse_roles(self.oidc_roles),
+            default_role=Role(self.oidc_default_role) if self.oidc_default_role else None,
+            link_by_email=self.oidc_link_by_email,
+            trust_email=self.oidc_trust_email,
+        )
 
     @property
     def models_dir(self) -> Path:
@@ -107,10 +230,19 @@ class Settings(BaseSettings):
                 return driver + self.database_url.removeprefix(plain)
         return self.database_url
 
+    def secret_key_sources(self) -> tuple[Path, str, Path | None, str]:
+        """Where GATEWAY_SECRET_KEY may come from: the arguments of `load_secret_keys`."""
+        return self.home, self.secret_key.get_secret_value(), self.secret_key_file, self.secret_key_previous.get_secret_value()
+
     @property
     def run_dir(self) -> Path:
         """Sockets, counters and segment files of the running server."""
         return self.home / "run"
+
+    @property
+    def password_lock(self) -> Path:
+        """Held by whoever hashes a password: one at a time on this host."""
+        return self.run_dir / "passwords.lock"
 
 
 def load_settings() -> Settings:

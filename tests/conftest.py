@@ -2,7 +2,7 @@
 
 import gateway.native  # first of all: it makes the compiled form of the other packages known
 
-pytest_plugins = ["tests.databases"]
+pytest_plugins = ["tests.databases", "tests.server_logs"]
 
 
 def pytest_report_header() -> str:

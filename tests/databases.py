@@ -74,12 +74,21 @@ def postgres() -> Iterator[Postgres]:
     if given:
         yield Postgres(given.replace("postgresql+asyncpg://", "postgresql://", 1))
         return
-    binaries = _system_binaries()
-    if binaries is not None:
-        with _system_server(binaries) as url:
-            yield Postgres(url)
+    if _system_binaries() is not None:
+        with system_postgres() as server:
+            yield server
         return
     yield from _wheel_server()
+
+
+@contextmanager
+def system_postgres() -> Iterator[Postgres]:
+    """A server started from the system's binaries. Raises `FileNotFoundError` where there are none."""
+    binaries = _system_binaries()
+    if binaries is None:
+        raise FileNotFoundError("there are no PostgreSQL binaries on this system")
+    with _system_server(binaries) as url:
+        yield Postgres(url)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -56,6 +56,8 @@ class Keys:
     def key_by_digest(self, digest: bytes) -> KeyRecord | None:
         return self._records.get(digest)
 
+    away = False
+
     def key_refusal(self, digest: bytes) -> str:
         return "unknown"
 

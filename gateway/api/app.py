@@ -4,7 +4,26 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from gateway.api import audit, backends, docs, keys, login, models, operations, relayed, revisions, secrets, usage, users
+from gateway.api import (
+    audit,
+    backends,
+    docs,
+    jwks,
+    keys,
+    login,
+    models,
+    oidc,
+    operations,
+    own_keys,
+    password_links,
+    relayed,
+    revisions,
+    secrets,
+    teams,
+    usage,
+    users,
+)
+from gateway.api.context import address_of
 from gateway.api.cors import Cors
 from gateway.api.envelope import Envelope
 from gateway.api.faults import add_error_handlers
@@ -27,14 +46,17 @@ def create_api(control: Control) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
     app.state.control = control
-    app.state.guard = Guard(control.relay.authenticator)
+    app.state.guard = Guard(control.relay.authenticator, control.trusted_proxies, control.uses)
     app.router.route_class = GuardedRoute
     add_error_handlers(app)
     relayed.add_routes(app)
-    login.add_routes(app, AddressLimits())
-    for part in (models, usage, users, keys, revisions, backends, secrets, audit, operations, docs):
+    limits = AddressLimits(address_of)
+    login.add_routes(app, limits)
+    password_links.add_routes(app, limits)
+    oidc.add_routes(app, limits)
+    for part in (models, usage, jwks, users, teams, keys, own_keys, revisions, backends, secrets, audit, operations, docs):
         part.add_routes(app)
     check_guarded(app.routes)
     app.add_middleware(Cors, origins=control.cors_origins, extra_paths=RELAY_PATHS)
-    app.add_middleware(Envelope, ids=control.relay.ids)  # added last: outermost
+    app.add_middleware(Envelope, ids=control.relay.ids, trusted_proxies=control.trusted_proxies)  # added last: outermost
     return app

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from auth.address import client_address
 from auth.principal import Principal
 from gateway.changes import Actor
 from gateway.runtime import Control
@@ -32,8 +33,13 @@ async def principal_of(request: Request) -> Principal:
 async def actor_of(request: Request) -> Actor:
     """The caller as the author of a change. What they may is looked up again inside the change."""
     principal: Principal = request.state.principal
-    address = request.client.host if request.client else None
-    return Actor(principal.user_id, "api", address, principal.scopes)
+    return Actor(principal.user_id, "api", address_of(request) or None, principal.scopes, login=principal.key_id is None)
+
+
+def address_of(request: Request) -> str:
+    """The client's address, behind trusted proxies too; "" where it cannot be known."""
+    control: Control = request.app.state.control
+    return client_address(request.client.host if request.client else "", request.scope["headers"], control.trusted_proxies)
 
 
 TheControl = Annotated[Control, Depends(control_of)]

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Scope
 
-from auth.errors import HasherBusy, LoginFailed, PasswordUnsuitable
+from auth.errors import HasherBusy, LoginDelayed, LoginFailed, PasswordUnsuitable
 from gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, NotFound, RateLimited, Unauthenticated
 from gateway.routing.faults import DocumentInvalid
 from gateway.store.errors import StoreUnavailable
@@ -49,6 +49,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(LoginFailed, _on_login_failed)
+    app.add_exception_handler(LoginDelayed, _on_delayed)
     app.add_exception_handler(HasherBusy, _on_busy)
     app.add_exception_handler(PasswordUnsuitable, _on_unsuitable)
 
@@ -105,8 +106,15 @@ async def _on_login_failed(request: Request, error: Exception) -> Response:
     return answer(request.scope, Unauthenticated("The e-mail address or the password is wrong."))
 
 
+async def _on_delayed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, LoginDelayed)
+    request.scope["state"]["refusal"] = error.reason
+    return answer(request.scope, RateLimited("Too many wrong passwords; try again a little later.", retry_after_s=error.retry_after_s))
+
+
 async def _on_busy(request: Request, error: Exception) -> Response:
     assert isinstance(error, HasherBusy)
+    request.scope["state"]["refusal"] = error.reason
     return answer(request.scope, RateLimited("Too many passwords are being checked; try again shortly.", retry_after_s=error.retry_after_s))
 
 

@@ -12,13 +12,17 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 from starlette.types import Scope
 
+from auth.address import Networks, client_address
 from auth.credential import credential_of
-from auth.errors import AuthError
+from auth.errors import AuthError, StoreAway
 from auth.ports import Authenticates
 from auth.principal import Principal
 from gateway.api.bodies import whole
 from gateway.api.policies import Policy, RouteWithoutPolicy, policy_of
+from gateway.api.reach import is_manager
 from gateway.errors import Forbidden, Unauthenticated
+from gateway.store.errors import StoreUnavailable
+from gateway.store.key_uses import Uses
 
 _REFUSED = "No valid credential was given. Send a key or a login token as 'Authorization: Bearer ...'."
 # Whoever sends one of these is, or speaks for, a proxy: the peer's address then says nothing about the client's.
@@ -28,24 +32,37 @@ _FORWARDED = frozenset((b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"tr
 class Guard:
     """Decides from what the client sent, never from a path put together again: the route that matched brings its policy."""
 
-    def __init__(self, authenticator: Authenticates) -> None:
+    def __init__(self, authenticator: Authenticates, trusted_proxies: Networks, uses: Uses) -> None:
         self._authenticator = authenticator
+        self._trusted_proxies = trusted_proxies
+        self._uses = uses
 
     def admit(self, policy: Policy, scope: Scope) -> Principal | None:
-        """Who it is; None where nobody was asked. Raises `Unauthenticated`, `Forbidden`."""
+        """Who it is; None where nobody was asked. Raises `Unauthenticated`, `Forbidden`, `StoreUnavailable`."""
         if policy.public or (policy.loopback and is_local(scope)):
             return None
+        now_s = time.time()
         try:
-            principal = self._authenticator.authenticate(credential_of(scope["headers"]), time.time())
+            principal = self._authenticator.authenticate(credential_of(scope["headers"]), now_s)
+        except StoreAway as error:
+            raise StoreUnavailable(error.reason, retry_after_s=error.retry_after_s) from None
         except AuthError as error:
             scope["state"]["refusal"] = error.reason  # for the log: the client gets one answer for all of them
             raise Unauthenticated(_REFUSED) from None
         scope["state"]["principal"] = principal
-        if policy.scope and policy.scope not in principal.scopes:
+        if principal.networks is not None and not principal.may_come_from(self._address(scope)):
+            raise Forbidden("This key may not be used from this address.")
+        if policy.scope and policy.scope not in principal.scopes and not (policy.manager and is_manager(principal)):
             raise Forbidden(f"This credential does not have the scope '{policy.scope}'.")
         if policy.login and principal.key_id is not None:
             raise Forbidden("This needs a login, not an API key.")
+        if principal.key_id is not None:
+            self._uses.note(principal.key_id, now_s)
         return principal
+
+    def _address(self, scope: Scope) -> str:
+        client = scope.get("client")
+        return client_address(client[0] if client else "", scope["headers"], self._trusted_proxies)
 
 
 class GuardedRoute(APIRoute):

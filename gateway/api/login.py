@@ -12,19 +12,20 @@ from urllib.parse import urlsplit
 from fastapi import Depends, FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from auth.errors import CredentialInvalid
+from auth.errors import CredentialInvalid, LoginFailed
 from auth.login import REFRESH_LIFETIME_S, TokenPair
 from auth.passwords import MIN_CHARS
 from auth.principal import Role
-from gateway.api.context import By, Caller, TheControl, in_force
+from gateway.api.context import By, Caller, TheControl, address_of, in_force
 from gateway.changes import reset_password
+from gateway.changes.actor import EXTERNAL
 from gateway.errors import Forbidden, InvalidRequest, Unauthenticated
-from gateway.limits.edge import AddressLimits
+from gateway.limits.edge import AddressLimits, customer
 from gateway.runtime import Control
 from gateway.store import users
 
 COOKIE = "gateway_refresh"
-LOGIN_RATES = "20/minute;200/hour"
+LOGIN_RATES = "30/minute;300/hour"
 REFRESH_RATES = "60/minute"
 _MAX_TEXT = 1024
 
@@ -60,7 +61,7 @@ class Tokens(BaseModel):
 
 class Me(BaseModel):
     id: str = Field(examples=["usr_9f2c1a7be04d5566"])
-    email: str = Field(examples=["dana@example.com"])
+    email: str | None = Field(examples=["dana@example.com"], description="Null for somebody whom a trusted issuer vouches for.")
     role: Role
     scopes: list[str] = Field(examples=[["inference", "usage"]])
 
@@ -80,7 +81,13 @@ OwnPage = Annotated[bool, Depends(own_page)]
 async def login(request: Request, body: LoginRequest, control: TheControl, response: Response, own: OwnPage) -> Tokens:
     """Log in with e-mail and password."""
     _require_own(own, body.cookie)
-    return _answer(control, response, await control.login.login(body.email, body.password), body.cookie)
+    pair = await control.login.login(body.email, body.password, customer(address_of(request)))
+    return _answer(control, response, pair, body.cookie)
+
+
+async def from_known_address(request: Request, body: LoginRequest, control: TheControl, **_: object) -> bool:
+    """Does this user log in from here often? Then no neighbour behind the same address can shut them out; wrong passwords still wait."""
+    return await control.login.knows(body.email, customer(address_of(request)))
 
 
 async def refresh(request: Request, control: TheControl, response: Response, own: OwnPage, body: RefreshRequest | None = None) -> Tokens:
@@ -92,7 +99,7 @@ async def refresh(request: Request, control: TheControl, response: Response, own
     if text is None:
         raise Unauthenticated("There is no refresh token: log in again.")
     try:
-        pair = await control.login.refresh(text)
+        pair = await control.login.refresh(text, address_of(request))
     except CredentialInvalid as error:
         request.state.refusal = error.reason
         raise Unauthenticated("This refresh token is not valid any more: log in again.") from None
@@ -111,6 +118,8 @@ async def logout(request: Request, control: TheControl, response: Response, own:
 async def me(caller: Caller, control: TheControl) -> Me:
     """Who is logged in."""
     user = control.live.user_by_id(caller.user_id)
+    if user is None and caller.user_id.startswith(EXTERNAL):
+        return Me(id=caller.user_id, email=None, role=caller.role, scopes=sorted(caller.scopes))
     if user is None:  # disabled between the guard and here
         raise Unauthenticated("This login is not valid any more.")
     return Me(id=user.user_id, email=user.email, role=user.role, scopes=sorted(caller.scopes))
@@ -119,11 +128,14 @@ async def me(caller: Caller, control: TheControl) -> Me:
 async def change_password(request: Request, body: PasswordRequest, caller: Caller, by: By, control: TheControl) -> None:
     """Set one's own password. Every login of this user ends, this one too."""
     async with control.db.read() as conn:
-        stored = await users.password_hash(conn, caller.user_id)
-    matches, _ = await control.passwords.verify(body.password, stored)
-    if not matches:
-        raise InvalidRequest("The present password is wrong.", param="password")
-    new_hash = await control.passwords.hash(body.new_password)
+        user = await users.by_id(conn, caller.user_id)
+    if user is None:
+        raise Forbidden("Only an account of this gateway has a password here.")
+    try:
+        await control.login.prove(user.email, body.password, customer(address_of(request)))
+    except LoginFailed:
+        raise InvalidRequest("The present password is wrong.", param="password") from None
+    new_hash = await control.passwords.hash(body.new_password, email=user.email)
     await reset_password(control.db, control.generation, by, caller.user_id, password_hash=new_hash)
     await in_force(control)
 
@@ -131,11 +143,19 @@ async def change_password(request: Request, body: PasswordRequest, caller: Calle
 def add_routes(app: FastAPI, limits: AddressLimits) -> None:
     """Register them; those that take a password or a token from anybody are limited per address."""
     tags: list[Any] = ["login"]
-    app.add_api_route("/auth/login", limits.limit(LOGIN_RATES)(login), methods=["POST"], response_model=Tokens, tags=tags)
+    guarded_login = limits.limit(LOGIN_RATES, unless=from_known_address)(login)
+    app.add_api_route("/auth/login", guarded_login, methods=["POST"], response_model=Tokens, tags=tags)
     app.add_api_route("/auth/refresh", limits.limit(REFRESH_RATES)(refresh), methods=["POST"], response_model=Tokens, tags=tags)
     app.add_api_route("/auth/logout", logout, methods=["POST"], status_code=204, tags=tags)
     app.add_api_route("/auth/me", me, methods=["GET"], response_model=Me, tags=tags)
     app.add_api_route("/auth/password", limits.limit(LOGIN_RATES)(change_password), methods=["POST"], status_code=204, tags=tags)
+
+
+def set_refresh_cookie(response: Response, pair: TokenPair, *, secure: bool) -> None:
+    """Only `/auth` gets it back, and only from pages of our own."""
+    response.set_cookie(
+        COOKIE, pair.refresh_token, max_age=REFRESH_LIFETIME_S, path="/auth", secure=secure, httponly=True, samesite="strict"
+    )
 
 
 def _require_own(own: bool, by_cookie: bool) -> None:
@@ -153,14 +173,6 @@ def _refresh_token(request: Request, body: RefreshRequest) -> tuple[str | None, 
 
 def _answer(control: Control, response: Response, pair: TokenPair, by_cookie: bool) -> Tokens:
     if by_cookie:
-        response.set_cookie(
-            COOKIE,
-            pair.refresh_token,
-            max_age=REFRESH_LIFETIME_S,
-            path="/auth",
-            secure=control.cookie_secure,
-            httponly=True,
-            samesite="strict",
-        )
+        set_refresh_cookie(response, pair, secure=control.cookie_secure)
     text = None if by_cookie else pair.refresh_token
     return Tokens(access_token=pair.access_token, refresh_token=text, token_type="bearer", expires_in=pair.expires_in_s)

@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field
 T = TypeVar("T")
 Item = TypeVar("Item")
 
-After = Annotated[str, Query(max_length=200, description="`next` of the page before; empty for the first page.")]
+NO_NUL = r"^[^\x00]*$"  # PostgreSQL takes no text with a NUL
+After = Annotated[str, Query(max_length=200, pattern=NO_NUL, description="`next` of the page before; empty for the first page.")]
 AfterNumber = Annotated[int | None, Query(ge=1, le=2**63 - 1, description="`next` of the page before; absent for the first page.")]
 Limit = Annotated[int, Query(ge=1, le=500, description="Entries per page.")]
 

@@ -3,6 +3,7 @@
 `public`              anyone
 `login`               a login token (an API key is refused: it is not a person)
 `scope("x")`          any credential that carries the scope x
+`manage`              the scope admin, or a login token (never a key) of a manager: who then sees and touches only their own team
 `loopback or metrics` a peer on this machine that no proxy stands in front of, whatever it sends; else the scope metrics
 
 The relay routes are enforced by the relay itself, on the same credentials; they stand here because they are part of the same surface.
@@ -18,12 +19,13 @@ from gateway.relay.operations import ROUTES
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`scope` is required if not empty. `login`: of a person. `loopback`: waived for local peers."""
+    """`scope` is required if not empty. `login`: of a person. `loopback`: waived for local peers. `manager`: waived for managers."""
 
     name: str
     scope: str = ""
     login: bool = False
     loopback: bool = False
+    manager: bool = False
 
     @property
     def public(self) -> bool:
@@ -39,6 +41,7 @@ LOGIN = Policy("login", login=True)
 INFERENCE = Policy("scope:inference", scope="inference")
 USAGE = Policy("scope:usage", scope="usage")
 ADMIN = Policy("scope:admin", scope="admin")
+MANAGE = Policy("manage", scope="admin", manager=True)
 LOOPBACK_OR_METRICS = Policy("loopback or metrics", scope="metrics", loopback=True)
 
 RELAY_PATHS = tuple(path.decode() for path in ROUTES)
@@ -61,22 +64,41 @@ POLICIES: Mapping[str, Policy] = {
     "GET /v1/models": INFERENCE,
     "GET /v1/models/{model_id:path}": INFERENCE,
     "GET /v1/usage": USAGE,
+    "GET /.well-known/jwks.json": PUBLIC,
     "POST /auth/login": PUBLIC,
     "POST /auth/refresh": PUBLIC,
     "POST /auth/logout": PUBLIC,
+    "GET /auth/oidc": PUBLIC,
+    "GET /auth/oidc/login": PUBLIC,
+    "GET /auth/oidc/callback": PUBLIC,
+    "POST /auth/oidc/approve": PUBLIC,
+    "POST /auth/oidc/token": PUBLIC,
     "GET /auth/me": LOGIN,
     "POST /auth/password": LOGIN,
-    "GET /admin/users": ADMIN,
-    "POST /admin/users": ADMIN,
-    "GET /admin/users/{user_id}": ADMIN,
-    "PATCH /admin/users/{user_id}": ADMIN,
+    "GET /auth/password/reset": PUBLIC,
+    "POST /auth/password/reset": PUBLIC,  # the link's token is the credential
+    "GET /admin/users": MANAGE,
+    "POST /admin/users": MANAGE,
+    "GET /admin/users/{user_id}": MANAGE,
+    "PATCH /admin/users/{user_id}": MANAGE,
+    "POST /admin/users/{user_id}/password-link": MANAGE,
     "POST /admin/users/{user_id}/password": ADMIN,
-    "GET /admin/keys": ADMIN,
-    "POST /admin/keys": ADMIN,
-    "GET /admin/keys/{key_id}": ADMIN,
-    "PATCH /admin/keys/{key_id}": ADMIN,
-    "POST /admin/keys/{key_id}/revoke": ADMIN,
-    "POST /admin/keys/{key_id}/rotate": ADMIN,
+    "POST /admin/service-accounts": MANAGE,
+    "GET /admin/teams": MANAGE,
+    "POST /admin/teams": ADMIN,
+    "GET /admin/teams/{team_id}": MANAGE,
+    "PATCH /admin/teams/{team_id}": ADMIN,
+    "DELETE /admin/teams/{team_id}": ADMIN,
+    "GET /auth/keys": LOGIN,
+    "POST /auth/keys/{key_id}/revoke": LOGIN,
+    "POST /auth/keys/{key_id}/rotate": LOGIN,
+    "GET /admin/keys": MANAGE,
+    "POST /admin/keys": MANAGE,
+    "POST /admin/keys/import": ADMIN,
+    "GET /admin/keys/{key_id}": MANAGE,
+    "PATCH /admin/keys/{key_id}": MANAGE,
+    "POST /admin/keys/{key_id}/revoke": MANAGE,
+    "POST /admin/keys/{key_id}/rotate": MANAGE,
     "GET /admin/revisions": ADMIN,
     "POST /admin/revisions": ADMIN,
     "POST /admin/revisions/check": ADMIN,
@@ -89,6 +111,7 @@ POLICIES: Mapping[str, Policy] = {
     "PUT /admin/secrets/{name:path}": ADMIN,
     "DELETE /admin/secrets/{name:path}": ADMIN,
     "GET /admin/audit": ADMIN,
+    "GET /admin/audit/export": ADMIN,
 }
 
 

@@ -7,25 +7,57 @@ Raises `Forbidden`, `NotFound`, `Conflict`, `InvalidRequest` (of gateway.errors)
 """
 
 from gateway.changes.actor import Actor
-from gateway.changes.keys import IssuedKey, create_key, revoke_key, rotate_key, update_key
+from gateway.changes.identities import admit_identity, issue_login_code, take_login_code
+from gateway.changes.keys import Grant, IssuedKey, create_key, import_key, revoke_key, rotate_key, update_key
+from gateway.changes.passwords import PasswordLink, issue_password_link, password_link_user, use_password_link
 from gateway.changes.revisions import apply_revision, delete_secret, rollback, set_secret
-from gateway.changes.users import create_user, disable_user, enable_user, ensure_admin, reset_password, set_role
+from gateway.changes.signing import ensure_signing_key, reseal_secrets, rotate_signing_key
+from gateway.changes.teams import create_team, delete_team, rename_team
+from gateway.changes.users import (
+    create_service,
+    create_user,
+    disable_user,
+    enable_user,
+    ensure_admin,
+    reset_password,
+    set_role,
+    set_team,
+    update_user,
+)
 
 __all__ = [
     "Actor",
+    "Grant",
     "IssuedKey",
+    "PasswordLink",
+    "admit_identity",
     "apply_revision",
     "create_key",
+    "create_service",
+    "create_team",
     "create_user",
     "delete_secret",
+    "delete_team",
     "disable_user",
     "enable_user",
     "ensure_admin",
+    "ensure_signing_key",
+    "import_key",
+    "issue_login_code",
+    "issue_password_link",
+    "password_link_user",
+    "rename_team",
+    "reseal_secrets",
     "reset_password",
     "revoke_key",
     "rollback",
     "rotate_key",
+    "rotate_signing_key",
     "set_role",
     "set_secret",
+    "set_team",
+    "take_login_code",
     "update_key",
+    "update_user",
+    "use_password_link",
 ]

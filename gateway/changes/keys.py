@@ -1,4 +1,8 @@
-"""Changes of API keys."""
+"""Changes of API keys.
+
+Admins change every key. Managers change those of their team's members, viewers and services, and their own. Everybody else sees, rotates
+and revokes their own, with a login: they neither make keys nor change limits, which would go round those that were set for them.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from auth.keys import digest, mint
+from auth.address import parse_networks
+from auth.existing import beginning, unfit
+from auth.keys import digest, looks_like_key, mint
 from auth.principal import SCOPES, Limits
 from gateway.changes.actor import Actor, Change, change
 from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound
@@ -15,9 +21,12 @@ from gateway.store import keys, users
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
 from gateway.store.keys import ApiKey
+from gateway.store.users import User
 
 DEFAULT_SCOPES = ("inference",)
 MAX_GRACE_S = 90 * 86_400
+MAX_DESCRIPTION_CHARS = 1000
+MAX_NETWORKS = 100
 _MAX_NAME_CHARS = 200
 _MAX_GLOBS = 100
 _MAX_GLOB_CHARS = 200
@@ -36,6 +45,23 @@ class IssuedKey:
     expires_at: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a new key is to be. `owner_id` None: the actor, or from the command line the first admin.
+
+    `models`: globs over route ids. `networks`: CIDR, none = from anywhere. `expires_at`: Unix seconds.
+    """
+
+    name: str
+    owner_id: str | None = None
+    scopes: Sequence[str] = DEFAULT_SCOPES
+    models: Sequence[str] = ("*",)
+    limits: Limits = field(default_factory=Limits)
+    expires_at: float | None = None
+    description: str = ""
+    networks: Sequence[str] = ()
+
+
 async def create_key(
     db: Database,
     generation: Generation,
@@ -47,36 +73,44 @@ async def create_key(
     models: Sequence[str] = ("*",),
     limits: Limits | None = None,
     expires_at: float | None = None,
+    description: str = "",
+    networks: Sequence[str] = (),
 ) -> IssuedKey:
-    """`owner_id` None: the actor, or from the command line the first admin. `models`: globs over route ids.
-
-    Nobody can grant a scope that they do not hold, and only an admin makes keys for others.
-    """
-    limits = limits or Limits()
-    _check(name, scopes, models, limits)
+    """A new key; see `Grant`. Nobody can grant a scope that they do not hold."""
+    key_id, text = mint()
+    grant = Grant(name, owner_id, scopes, models, limits or Limits(), expires_at, description, networks)
     async with change(db, generation, actor) as step:
-        if expires_at is not None and expires_at <= step.now_s:
-            raise InvalidRequest("The expiry lies in the past.", param="expires_at")
-        owner = await _owner(step, owner_id)
-        if not step.by_admin and not step.holds.issuperset(scopes):
-            raise Forbidden("A key cannot have a scope that you do not hold.")
-        if not owner.role.scopes.issuperset(scopes):
-            raise InvalidRequest(f"The owner's role ({owner.role}) does not include every one of these scopes.", param="scopes")
-        key_id, text = mint()
-        key = ApiKey(key_id, owner.id, name.strip(), _unique(models), _unique(scopes), limits, step.now_s, expires_at)
+        key = await _granted(step, key_id, grant)
         await keys.insert_key(step.conn, key, digest(text))
         await step.record("create", _ENTITY, key.id, None, shown(key))
     return IssuedKey(key.id, text, key.name, key.scopes, key.expires_at)
 
 
+async def import_key(db: Database, generation: Generation, actor: Actor, text: str, grant: Grant) -> ApiKey:
+    """A key that exists elsewhere and works here from now on: only its digest is kept. Admins only: its secret is not of our making."""
+    problem = unfit(text)
+    if problem is not None:
+        raise InvalidRequest(problem, param="key")
+    own = looks_like_key(text.encode())  # of another installation of this gateway: it keeps its id
+    key_id = text.split("-")[2] if own else mint()[0]
+    async with change(db, generation, actor) as step:
+        step.require_admin()
+        if await keys.is_taken(step.conn, key_id, digest(text)):
+            raise Conflict("There is such a key already.", param="key")
+        key = replace(await _granted(step, key_id, grant), prefix=None if own else beginning(text))
+        await keys.insert_key(step.conn, key, digest(text))
+        await step.record("import", _ENTITY, key.id, None, shown(key))
+    return key
+
+
 async def revoke_key(db: Database, generation: Generation, actor: Actor, key_id: str) -> ApiKey:
     """New requests are refused; running ones finish. Revoking a revoked key changes nothing."""
     async with change(db, generation, actor) as step:
-        key = await _known(step, key_id)
+        key, _ = await _known(step, key_id)
         if key.revoked_at is not None:
             return key
+        after = replace(key, revoked_at=step.now_s)
         await keys.revoke(step.conn, key_id, step.now_s)
-        after = await _known(step, key_id)
         await step.record("revoke", _ENTITY, key_id, shown(key), shown(after))
         return after
 
@@ -86,32 +120,38 @@ async def rotate_key(db: Database, generation: Generation, actor: Actor, key_id:
     if not 0 <= grace_s <= MAX_GRACE_S:
         raise InvalidRequest(f"The grace period is between 0 and {MAX_GRACE_S // 86_400} days.", param="grace")
     async with change(db, generation, actor) as step:
-        key = await _known(step, key_id)
+        key, owner = await _known(step, key_id)
         if key.revoked_at is not None:
             raise Conflict("This key is revoked.")
+        if not step.is_self(owner.id):  # whoever rotates it learns the new text
+            _require_held(step, key.scopes)
         _, text = mint(key.id)
+        if key.prefix is not None:  # an imported one: its new text begins as all others do
+            key = replace(key, prefix=None)
+            await keys.update_key(step.conn, key)
         await keys.replace_digest(step.conn, key.id, digest(text), step.now_s, step.now_s + grace_s)
         await step.record("rotate", _ENTITY, key.id, shown(key), shown(key) | {"grace_s": grace_s})
     return IssuedKey(key.id, text, key.name, key.scopes, key.expires_at)
 
 
 async def update_key(db: Database, generation: Generation, actor: Actor, key_id: str, fields: Mapping[str, Any]) -> ApiKey:
-    """Change a key that stays the same key; its text goes on working. Admins only: nobody raises their own limits.
+    """Change a key that stays the same key; its text goes on working. Nobody but an admin or a manager raises limits, their own least.
 
-    `fields`: any of name, scopes, models, expires_at, rpm, tpm, concurrency, budget (a `Budget`); None takes away an expiry or a limit.
+    `fields`: any of name, description, scopes, models, networks, expires_at, rpm, tpm, concurrency, budget (a `Budget`); None takes away
+    an expiry or a limit.
     """
     async with change(db, generation, actor) as step:
-        step.require_admin()
-        key = await _known(step, key_id)
+        step.require_manager()
+        key, owner = await _known(step, key_id)
         if key.revoked_at is not None:
             raise Conflict("This key is revoked.")
         after = _edited(key, fields)
-        _check(after.name, after.scopes, after.models, after.limits)
+        _check(after)
         if after.expires_at is not None and after.expires_at <= step.now_s and after.expires_at != key.expires_at:
             raise InvalidRequest("The expiry lies in the past.", param="expires_at")
-        owner = await users.by_id(step.conn, key.user_id)
-        if after.scopes != key.scopes and (owner is None or not owner.role.scopes.issuperset(after.scopes)):
-            raise InvalidRequest("The owner's role does not include every one of these scopes.", param="scopes")
+        if after.scopes != key.scopes:
+            _require_held(step, after.scopes)
+            _require_of_role(owner, after.scopes)
         if after != key:
             await keys.update_key(step.conn, after)
             await step.record("update", _ENTITY, key_id, shown(key), shown(after))
@@ -123,9 +163,12 @@ def shown(key: ApiKey) -> dict[str, Any]:
     limits = key.limits
     return {
         "name": key.name,
+        "description": key.description,
+        "prefix": key.begins,
         "owner": key.user_id,
         "models": list(key.models),
         "scopes": list(key.scopes),
+        "networks": list(key.networks),
         "rpm": limits.rpm,
         "tpm": limits.tpm,
         "concurrency": limits.concurrency,
@@ -135,22 +178,54 @@ def shown(key: ApiKey) -> dict[str, Any]:
     }
 
 
+async def _granted(step: Change, key_id: str, grant: Grant) -> ApiKey:
+    """The key that this grant describes, if the actor may give it. Raises `Forbidden`, `NotFound`, `Conflict`, `InvalidRequest`."""
+    key = ApiKey(
+        key_id,
+        "",
+        grant.name.strip(),
+        _unique(grant.models),
+        _unique(grant.scopes),
+        grant.limits,
+        step.now_s,
+        grant.expires_at,
+        description=grant.description.strip(),
+        networks=_networks(grant.networks),
+        created_by=step.actor.label,
+    )
+    _check(key)
+    if key.expires_at is not None and key.expires_at <= step.now_s:
+        raise InvalidRequest("The expiry lies in the past.", param="expires_at")
+    step.require_manager()
+    _require_held(step, key.scopes)
+    owner = await _owner(step, grant.owner_id)
+    _require_of_role(owner, key.scopes)
+    return replace(key, user_id=owner.id)
+
+
 def _edited(key: ApiKey, fields: Mapping[str, Any]) -> ApiKey:
     limits = {name: value for name, value in fields.items() if name in _LIMITS}
     own = {name: value for name, value in fields.items() if name not in _LIMITS}
-    if "name" in own:
-        own["name"] = own["name"].strip()
+    for name in ("name", "description"):
+        if name in own:
+            own[name] = own[name].strip()
     for name in ("scopes", "models"):
         if name in own:
             own[name] = _unique(own[name])
+    if "networks" in own:
+        own["networks"] = _networks(own["networks"])
     return replace(key, limits=replace(key.limits, **limits), **own)
 
 
-async def _owner(step: Change, owner_id: str | None) -> users.User:
+async def _owner(step: Change, owner_id: str | None) -> User:
+    """Whom the new key is for: the actor, or somebody whom they manage."""
     chosen = owner_id or step.actor.user_id
-    if not step.by_admin:
-        step.require_self_or_admin(chosen or "")  # before looking: who exists is not for everyone to know
-    owner = await users.by_id(step.conn, chosen) if chosen else await users.first_admin(step.conn)
+    if chosen is None:
+        owner = await users.first_admin(step.conn)
+    elif step.is_self(chosen):
+        owner = await users.by_id(step.conn, chosen)
+    else:
+        owner = await step.managed(chosen)
     if owner is None:
         raise NotFound("There is no such user.", param="owner")
     if not owner.enabled:
@@ -158,17 +233,44 @@ async def _owner(step: Change, owner_id: str | None) -> users.User:
     return owner
 
 
-async def _known(step: Change, key_id: str) -> ApiKey:
-    """Another's key is as unknown to a non-admin as one that does not exist."""
+async def _known(step: Change, key_id: str) -> tuple[ApiKey, User]:
+    """A key that the actor may change, and its owner. Another's is as unknown as one that does not exist, but for the owner's manager."""
     key = await keys.by_id(step.conn, key_id)
-    if key is None or not (step.by_admin or (step.holds and key.user_id == step.actor.user_id)):
+    owner = None if key is None else await users.by_id(step.conn, key.user_id)
+    if key is None or owner is None or not step.sees(owner):
         raise NotFound("There is no such key.")
-    return key
+    own = step.is_self(owner.id) and step.actor.login  # a key is no person: it does not change itself
+    if not own and not step.manages(owner):
+        raise Forbidden("You may not change this key.")
+    return key, owner
 
 
-def _check(name: str, scopes: Sequence[str], models: Sequence[str], limits: Limits) -> None:
-    if not name.strip() or len(name) > _MAX_NAME_CHARS or not name.isprintable():
+def _require_held(step: Change, scopes: Sequence[str]) -> None:
+    if not step.by_admin and not step.holds.issuperset(scopes):
+        raise Forbidden("A key cannot have a scope that you do not hold.")
+
+
+def _require_of_role(owner: User, scopes: Sequence[str]) -> None:
+    if not owner.role.scopes.issuperset(scopes):
+        raise InvalidRequest(f"The owner's role ({owner.role}) does not include every one of these scopes.", param="scopes")
+
+
+def _networks(texts: Sequence[str]) -> tuple[str, ...]:
+    """In normal form. Nothing is skipped: a list of blanks must not come to mean "from anywhere"."""
+    if len(texts) > MAX_NETWORKS or not all(text.strip() for text in texts):
+        raise InvalidRequest(f"A key has at most {MAX_NETWORKS} networks such as 10.0.0.0/8, none of them blank.", param="networks")
+    try:
+        return parse_networks(texts).texts
+    except ValueError as error:
+        raise InvalidRequest(str(error), param="networks") from None
+
+
+def _check(key: ApiKey) -> None:
+    name, scopes, models, limits = key.name, key.scopes, key.models, key.limits
+    if not name or len(name) > _MAX_NAME_CHARS or not name.isprintable():
         raise InvalidRequest(f"A key needs a name of 1 to {_MAX_NAME_CHARS} printable characters.", param="name")
+    if len(key.description) > MAX_DESCRIPTION_CHARS or not key.description.replace("\n", " ").isprintable():
+        raise InvalidRequest(f"A description has at most {MAX_DESCRIPTION_CHARS} printable characters.", param="description")
     if not scopes or not SCOPES.issuperset(scopes):
         raise InvalidRequest(f"Scopes are one or more of {', '.join(sorted(SCOPES))}.", param="scopes")
     if not models or len(models) > _MAX_GLOBS:

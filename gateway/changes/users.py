@@ -1,29 +1,69 @@
-"""Changes of users."""
+"""Changes of users. Admins change everybody; a manager the members, viewers and services of their own team, as `Change.managed` says.
+
+A manager never chooses a password for somebody: who is a member today may be an admin tomorrow, with the password that the manager knows.
+For the same reason whoever is raised to manager or admin has to log in again. Managers issue links (see passwords.py).
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from auth.principal import Role
-from gateway.changes.actor import Actor, Change, change
-from gateway.errors import Conflict, InvalidRequest, NotFound
-from gateway.store import tokens, users
+from auth.principal import Limits, Role
+from gateway.changes.actor import MANAGEABLE, Actor, Change, change
+from gateway.changes.limits import FIELDS as _LIMITS
+from gateway.changes.limits import check_limits, shown_limits
+from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound
+from gateway.store import teams, tokens, users
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
-from gateway.store.users import User
+from gateway.store.users import SERVICE_DOMAIN, Kind, User
 
+FIELDS = frozenset({"name", "role", "team", "disabled"}) | _LIMITS
 _EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]{1,128}@[^@\s\x00-\x1f\x7f]{1,125}")
+_SERVICE = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+_MAX_NAME_CHARS = 200
 _ENTITY = "user"
 
 
 async def create_user(
-    db: Database, generation: Generation, actor: Actor, *, email: str, role: Role | str, password_hash: str | None = None
+    db: Database,
+    generation: Generation,
+    actor: Actor,
+    *,
+    email: str,
+    role: Role | str,
+    password_hash: str | None = None,
+    name: str | None = None,
+    team: str | None = None,
+    limits: Limits | None = None,
 ) -> User:
-    """`password_hash`: of `auth.passwords.Passwords.hash`; None: a user who cannot log in, only hold keys."""
+    """A person. `password_hash`: of `auth.passwords.Passwords.hash`; None: they cannot log in with a password. Only an admin gives one.
+
+    `team`: id or name; None: of no team, or of the team of the manager who acts. `limits`: of what they do with a login token.
+    """
     async with change(db, generation, actor) as step:
-        step.require_admin()
-        return await _create(step, email, _role(role), password_hash)
+        wanted = _grantable(step, role)
+        if password_hash is not None:
+            step.require_admin()
+        team_id = await _team_for(step, team)
+        return await new_user(step, email, wanted, password_hash=password_hash, name=name, team_id=team_id, limits=limits)
+
+
+async def create_service(
+    db: Database, generation: Generation, actor: Actor, *, name: str, role: Role | str = Role.MEMBER, team: str | None = None
+) -> User:
+    """A service account, which holds keys and never logs in. Its address is `name`@service."""
+    async with change(db, generation, actor) as step:
+        wanted = _grantable(step, role)
+        _check_service_role(wanted)
+        name = name.strip().lower()
+        if _SERVICE.fullmatch(name) is None:
+            raise InvalidRequest("A service's name is 1 to 64 letters, digits, dots, dashes and underscores.", param="name")
+        team_id = await _team_for(step, team)
+        return await _insert(step, f"{name}@{SERVICE_DOMAIN}", wanted, None, Kind.SERVICE, None, team_id, Limits(), "name")
 
 
 async def ensure_admin(db: Database, generation: Generation, actor: Actor, *, email: str, password_hash: str) -> User | None:
@@ -32,92 +72,193 @@ async def ensure_admin(db: Database, generation: Generation, actor: Actor, *, em
         step.require_admin()
         if await users.count_admins(step.conn):
             return None
-        return await _create(step, email, Role.ADMIN, password_hash)
+        return await new_user(step, email, Role.ADMIN, password_hash=password_hash)
+
+
+async def update_user(db: Database, generation: Generation, actor: Actor, user_id: str, fields: Mapping[str, Any]) -> User:
+    """Change a user, all of it or nothing.
+
+    `fields`: any of name, role, team (id or name), disabled, rpm, tpm, concurrency, budget (a `Budget`); None takes the name, the team or
+    a limit away. The last enabled admin stays one. Only an admin moves users between teams. A user who is disabled is refused with keys
+    and login tokens from then on; enabled again, their keys work again, and login tokens from before do not.
+    """
+    if not fields.keys() <= FIELDS:
+        raise InvalidRequest(f"There is no field {sorted(fields.keys() - FIELDS)[0]!r} of a user to change.")
+    async with change(db, generation, actor) as step:
+        user = await step.managed(user_id)
+        if "name" in fields or _LIMITS & fields.keys():
+            user = await _describe(step, user, fields)
+        if "role" in fields:
+            user = await _set_role(step, user, fields["role"])
+        if "team" in fields:
+            user = await _set_team(step, user, fields["team"])
+        if "disabled" in fields:
+            user = await _set_disabled(step, user, bool(fields["disabled"]))
+        return user
 
 
 async def set_role(db: Database, generation: Generation, actor: Actor, user_id: str, role: Role | str) -> User:
-    wanted = _role(role)
-    async with change(db, generation, actor) as step:
-        step.require_admin()
-        user = await _known(step, user_id)
-        if user.role == wanted:
-            return user
-        if user.role == Role.ADMIN:
-            await _keep_an_admin(step, user)
-        await users.set_role(step.conn, user_id, wanted)
-        return await _recorded(step, "set_role", user)
+    return await update_user(db, generation, actor, user_id, {"role": role})
+
+
+async def set_team(db: Database, generation: Generation, actor: Actor, user_id: str, team: str | None) -> User:
+    """`team`: id or name; None: of no team."""
+    return await update_user(db, generation, actor, user_id, {"team": team})
 
 
 async def disable_user(db: Database, generation: Generation, actor: Actor, user_id: str) -> User:
-    """Their keys and login tokens are refused from now on; their refresh tokens are gone."""
-    async with change(db, generation, actor) as step:
-        step.require_admin()
-        user = await _known(step, user_id)
-        if not user.enabled:
-            return user
-        await _keep_an_admin(step, user)
-        await users.set_disabled(step.conn, user_id, step.now_s)
-        await tokens.revoke_user(step.conn, user_id)
-        return await _recorded(step, "disable", user)
+    return await update_user(db, generation, actor, user_id, {"disabled": True})
 
 
 async def enable_user(db: Database, generation: Generation, actor: Actor, user_id: str) -> User:
-    """Their keys work again; login tokens from before do not."""
-    async with change(db, generation, actor) as step:
-        step.require_admin()
-        user = await _known(step, user_id)
-        if user.enabled:
-            return user
-        await users.set_disabled(step.conn, user_id, None)
-        return await _recorded(step, "enable", user)
+    return await update_user(db, generation, actor, user_id, {"disabled": False})
 
 
 async def reset_password(db: Database, generation: Generation, actor: Actor, user_id: str, *, password_hash: str) -> User:
-    """A new password; every login of this user ends. Users may set their own: their old password is the caller's to ask for."""
+    """A new password; every login of this user ends. By an admin, or by users themselves: to ask for their old one is the caller's part."""
     async with change(db, generation, actor) as step:
-        step.require_self_or_admin(user_id)
-        user = await _known(step, user_id)
+        if not (step.is_self(user_id) and actor.login):  # with a key nobody sets their password: who finds one could then log in
+            step.require_admin()
+        user = await step.seen(user_id)
+        if user.is_service:
+            raise Conflict("A service account never logs in: it has keys.")
         await users.set_password(step.conn, user_id, password_hash)
         await tokens.revoke_user(step.conn, user_id)
         return await _recorded(step, "reset_password", user)
 
 
-async def _create(step: Change, email: str, role: Role, password_hash: str | None) -> User:
-    email = users.normalise_email(email)
+async def new_user(
+    step: Change,
+    email: str,
+    role: Role,
+    *,
+    password_hash: str | None = None,
+    name: str | None = None,
+    team_id: str | None = None,
+    limits: Limits | None = None,
+) -> User:
+    """A person, within a change that has checked that its actor may. Raises `InvalidRequest`, `Conflict`."""
+    email, limits = users.normalise_email(email), limits or Limits()
     if _EMAIL.fullmatch(email) is None:
         raise InvalidRequest("This is not an e-mail address.", param="email")
+    if email.endswith(f"@{SERVICE_DOMAIN}"):
+        raise InvalidRequest("Addresses at 'service' are those of service accounts.", param="email")
+    check_limits(limits)
+    return await _insert(step, email, role, password_hash, Kind.PERSON, _name(name), team_id, limits, "email")
+
+
+async def _insert(
+    step: Change,
+    email: str,
+    role: Role,
+    password_hash: str | None,
+    kind: Kind,
+    name: str | None,
+    team_id: str | None,
+    limits: Limits,
+    param: str,
+) -> User:
     if await users.by_email(step.conn, email) is not None:
-        raise Conflict("There is a user with this e-mail address already.", param="email")
-    user = await users.create(step.conn, email, role, password_hash, step.now_s)
+        what = "service account with this name" if kind == Kind.SERVICE else "user with this e-mail address"
+        raise Conflict(f"There is a {what} already.", param=param)
+    user = await users.create(step.conn, email, role, password_hash, step.now_s, kind=kind, name=name, team_id=team_id, limits=limits)
     await step.record("create", _ENTITY, user.id, None, _shown(user))
     return user
 
 
-async def _known(step: Change, user_id: str) -> User:
-    user = await users.by_id(step.conn, user_id)
-    if user is None:
-        raise NotFound("There is no such user.")
-    return user
+async def _describe(step: Change, user: User, fields: Mapping[str, Any]) -> User:
+    limits = replace(user.limits, **{name: fields[name] for name in _LIMITS & fields.keys()})
+    check_limits(limits)
+    name = _name(fields["name"]) if "name" in fields else user.name
+    if (name, limits) == (user.name, user.limits):
+        return user
+    await users.set_name(step.conn, user.id, name)
+    await users.set_limits(step.conn, user.id, limits)
+    return await _recorded(step, "update", user)
+
+
+async def _set_role(step: Change, user: User, role: Role | str) -> User:
+    wanted = _grantable(step, role)
+    if user.role == wanted:
+        return user
+    if user.is_service:
+        _check_service_role(wanted)
+    await _keep_an_admin(step, user)
+    await users.set_role(step.conn, user.id, wanted)
+    if wanted not in MANAGEABLE and user.role != Role.ADMIN:  # raised
+        await users.end_logins(step.conn, user.id)
+        await tokens.revoke_user(step.conn, user.id)
+    return await _recorded(step, "set_role", user)
+
+
+async def _set_team(step: Change, user: User, team: str | None) -> User:
+    step.require_admin()
+    team_id = None if team is None else await _team_for(step, team)
+    if user.team_id == team_id:
+        return user
+    await users.set_team(step.conn, user.id, team_id)
+    return await _recorded(step, "set_team", user)
+
+
+async def _set_disabled(step: Change, user: User, disabled: bool) -> User:
+    if user.enabled != disabled:
+        return user
+    if disabled:
+        await _keep_an_admin(step, user)
+        await tokens.revoke_user(step.conn, user.id)
+    await users.set_disabled(step.conn, user.id, step.now_s if disabled else None)
+    return await _recorded(step, "disable" if disabled else "enable", user)
 
 
 async def _recorded(step: Change, action: str, before: User) -> User:
-    after = await _known(step, before.id)
+    after = await users.by_id(step.conn, before.id)
+    assert after is not None
     await step.record(action, _ENTITY, before.id, _shown(before), _shown(after))
     return after
 
 
 async def _keep_an_admin(step: Change, user: User) -> None:
-    """Refuse to take away the last enabled admin."""
-    if user.role == Role.ADMIN and user.enabled and await users.count_admins(step.conn) == 1:
+    """Refuse to take away the last enabled admin. A service is none that anybody could log in as."""
+    if user.role == Role.ADMIN and user.enabled and not user.is_service and await users.count_admins(step.conn) == 1:
         raise Conflict("This is the last enabled admin: make another one first.")
 
 
-def _role(role: Role | str) -> Role:
+def _grantable(step: Change, role: Role | str) -> Role:
+    """The role, if the actor may give it. Raises `Forbidden`, `InvalidRequest`."""
+    step.require_manager()
     try:
-        return Role(role)
+        wanted = Role(role)
     except ValueError:
         raise InvalidRequest(f"A role is one of {', '.join(Role)}.", param="role") from None
+    if not step.by_admin and wanted not in MANAGEABLE:
+        raise Forbidden(f"A manager may give the roles {' and '.join(sorted(MANAGEABLE))} only.")
+    return wanted
+
+
+async def _team_for(step: Change, team: str | None) -> str | None:
+    """The id of the team with this id or name. A manager has one team, and knows of no other."""
+    if team is None:
+        return step.team_id or None
+    found = await teams.by_id(step.conn, team) or await teams.by_name(step.conn, team)
+    if found is None or not (step.by_admin or found.id == step.team_id):
+        raise NotFound("There is no such team.", param="team")
+    return found.id
+
+
+def _check_service_role(role: Role) -> None:
+    if role == Role.MANAGER:
+        raise InvalidRequest("A service account cannot be a manager: teams are managed with a login, never with a key.", param="role")
+
+
+def _name(name: str | None) -> str | None:
+    name = (name or "").strip()
+    if len(name) > _MAX_NAME_CHARS or not name.isprintable():
+        raise InvalidRequest(f"A name has at most {_MAX_NAME_CHARS} printable characters.", param="name")
+    return name or None
 
 
 def _shown(user: User) -> dict[str, Any]:
-    return {"email": user.email, "role": user.role.value, "enabled": user.enabled}
+    """What is not set is left out."""
+    more = {"kind": user.kind.value if user.is_service else None, "name": user.name, "team": user.team_id}
+    shown = {"email": user.email, "role": user.role.value, "enabled": user.enabled}
+    return shown | {name: value for name, value in more.items() if value is not None} | shown_limits(user.limits)

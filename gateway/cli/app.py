@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import doctor, explain, init, keys, revisions, secrets, serve, usage, users
+from gateway.cli import audit, doctor, explain, init, keys, login, passwords, revisions, secrets, serve, teams, usage, users
 
 app = typer.Typer(
     name="gateway",
@@ -36,7 +36,9 @@ def _options(
 
 app.command()(serve.serve)
 app.command()(init.init)
+users.app.command("password-link")(passwords.password_link)
 app.add_typer(users.app, name="users")
+app.add_typer(teams.app, name="teams")
 app.add_typer(keys.app, name="keys")
 app.add_typer(secrets.app, name="secrets")
 app.command()(revisions.check)
@@ -48,4 +50,8 @@ app.command()(explain.explain)
 app.add_typer(explain.models_app, name="models")
 app.command()(usage.usage)
 app.add_typer(usage.ledger_app, name="ledger")
+app.add_typer(audit.app, name="audit")
 app.command()(doctor.doctor)
+app.command()(login.login)
+app.command()(login.whoami)
+app.command()(login.logout)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.changes import Actor
     from gateway.store.engine import Database
     from gateway.store.generation import Generation
+    from gateway.store.secret_key import SecretKeys
     from gateway.store.secrets import SecretBox
 
 _T = TypeVar("_T")
@@ -37,10 +38,15 @@ class Context:
 
     def box(self) -> SecretBox:
         """The encryption of stored secrets. Raises `SecretKeyRefused`."""
-        from gateway.store.secret_key import load_or_create_secret_key
         from gateway.store.secrets import SecretBox
 
-        return SecretBox(load_or_create_secret_key(self.settings.home, self.settings.secret_key.get_secret_value()))
+        return SecretBox.of(self.secret_keys())
+
+    def secret_keys(self) -> SecretKeys:
+        """GATEWAY_SECRET_KEY and the one before it. Raises `SecretKeyRefused`."""
+        from gateway.store.secret_key import load_secret_keys
+
+        return load_secret_keys(*self.settings.secret_key_sources())
 
 
 def in_context(work: Callable[[Context], Awaitable[_T]]) -> _T:

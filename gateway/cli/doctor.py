@@ -9,13 +9,14 @@ import resource
 import shutil
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import typer
 
-from gateway import native
+from gateway import native, own_client
 from gateway.cli.context import require_current
 from gateway.cli.options import Json
 from gateway.cli.output import show, show_json
@@ -93,13 +94,13 @@ def _home(settings: Settings) -> Iterator[Finding]:
 
 
 def _secret_key(settings: Settings) -> Iterator[Finding]:
-    from gateway.store.secret_key import FILE_NAME, load_or_create_secret_key
+    from gateway.store.secret_key import FILE_NAME, load_secret_keys
 
-    configured = settings.secret_key.get_secret_value()
-    if not configured and not (settings.home / FILE_NAME).exists():
+    given = settings.secret_key.get_secret_value() or settings.secret_key_file
+    if not given and not (settings.home / FILE_NAME).exists():
         yield Finding("secret key", False, "there is none", "Run `gateway init`, or set GATEWAY_SECRET_KEY.")
         return
-    load_or_create_secret_key(settings.home, configured)
+    load_secret_keys(*settings.secret_key_sources())
     yield Finding("secret key", True, "is strong and private")
 
 
@@ -113,7 +114,8 @@ async def _look_into_store(settings: Settings) -> list[Finding]:
     await require_current(settings)
     db = Database(settings.database)
     try:
-        return [Finding("database", True, "answers and is up to date"), *await _admin(db), *await _routes(db, settings)]
+        found = [Finding("database", True, "answers and is up to date"), *await _admin(db), *await _signing(db, settings)]
+        return [*found, *await _routes(db, settings)]
     finally:
         await db.close()
 
@@ -126,6 +128,28 @@ async def _admin(db: Database) -> list[Finding]:
     if first is None:
         return [Finding("admin", False, "there is no enabled admin", "Run `gateway init`.")]
     return [Finding("admin", True, f"{first.email} is one")]
+
+
+async def _signing(db: Database, settings: Settings) -> list[Finding]:
+    from gateway.store import meta, signing
+    from gateway.store.errors import StoreFault
+    from gateway.store.secret_key import load_secret_keys
+    from gateway.store.secrets import SecretBox
+
+    try:
+        keys = load_secret_keys(*settings.secret_key_sources())
+        async with db.read() as conn:
+            known = await signing.read_all(conn, SecretBox.of(keys), time.time())
+            replacing = await meta.secret_key_is_previous(conn, keys)
+    except StoreFault as fault:
+        to_do = "Set the GATEWAY_SECRET_KEY that it was stored with, or put that into GATEWAY_SECRET_KEY_PREVIOUS."
+        return [Finding("signing keys", False, str(fault), to_do)]
+    if not known:
+        return [Finding("signing keys", True, "there is none yet; `gateway serve` makes the first")]
+    found = [Finding("signing keys", True, f"login tokens are signed with {known[-1].algorithm}")]
+    if replacing:
+        found.append(Finding("secret key", True, "is being replaced: `gateway secrets rotate` once every server has the new one"))
+    return found
 
 
 async def _routes(db: Database, settings: Settings) -> list[Finding]:
@@ -159,10 +183,10 @@ async def _routes(db: Database, settings: Settings) -> list[Finding]:
 async def _sealed(db: Database, settings: Settings) -> list[Finding]:
     from gateway.store import secrets as stored
     from gateway.store.errors import StoreFault
-    from gateway.store.secret_key import load_or_create_secret_key
+    from gateway.store.secret_key import load_secret_keys
 
     try:
-        box = stored.SecretBox(load_or_create_secret_key(settings.home, settings.secret_key.get_secret_value()))
+        box = stored.SecretBox.of(load_secret_keys(*settings.secret_key_sources()))
         async with db.read() as conn:
             await stored.read_all(conn, box)
     except StoreFault as fault:
@@ -172,7 +196,8 @@ async def _sealed(db: Database, settings: Settings) -> list[Finding]:
 
 def _tls(settings: Settings) -> Iterator[Finding]:
     if ServerTls.of(settings) is not None:
-        yield Finding("tls", True, f"{settings.tls_cert_file} and its key can be used")
+        whose = "" if settings.tls_client_ca_file is None else f", and clients are checked against {settings.tls_client_ca_file}"
+        yield Finding("tls", True, f"{settings.tls_cert_file} and its key can be used{whose}")
     check_upstream_ca(settings.upstream_ca_file)
 
 
@@ -183,7 +208,7 @@ def _port(settings: Settings) -> Iterator[Finding]:
     except OSError:
         yield _can_bind(settings)
         return
-    if _is_ours(host, settings.port, tls=settings.tls_cert_file is not None):
+    if _is_ours(host, settings.port, own_client.context(settings.run_dir) if settings.tls_cert_file is not None else None):
         yield Finding("port", True, f"the gateway answers on {host}:{settings.port}")
     else:
         fix = "Stop that program, or choose another port with PORT."
@@ -202,11 +227,10 @@ def _can_bind(settings: Settings) -> Finding:
     return Finding("port", True, f"{settings.host}:{settings.port} is free; no server runs there")
 
 
-def _is_ours(host: str, port: int, tls: bool) -> bool:
+def _is_ours(host: str, port: int, tls: ssl.SSLContext | None) -> bool:
     connection = http.client.HTTPConnection(host, port, timeout=_PROBE_S)
-    if tls:  # the certificate names the public host, not this address
-        context = ssl._create_unverified_context()  # noqa: S323  # nothing secret is sent
-        connection = http.client.HTTPSConnection(host, port, timeout=_PROBE_S, context=context)
+    if tls is not None:
+        connection = http.client.HTTPSConnection(host, port, timeout=_PROBE_S, context=tls)
     try:
         connection.request("GET", "/healthz")
         answer = connection.getresponse()

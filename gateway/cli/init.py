@@ -54,21 +54,28 @@ async def initialise(settings: Settings) -> Installation:
 
     Raises `CommandFailed` where the home cannot be written, and the errors of the store.
     """
+    from gateway.changes import Actor, ensure_signing_key
     from gateway.store import meta
     from gateway.store.engine import Database
     from gateway.store.generation import Generation
     from gateway.store.migrate import migrate
-    from gateway.store.secret_key import load_or_create_secret_key
+    from gateway.store.secret_key import load_secret_keys
+    from gateway.store.secrets import SecretBox
 
     url = database_url(settings)
     make_home(settings)
-    secret_key = load_or_create_secret_key(settings.home, settings.secret_key.get_secret_value())
+    keys = load_secret_keys(*settings.secret_key_sources())
     migration = await migrate(url)
     db, generation = Database(url), Generation(settings.run_dir / "generation")
     try:
         async with db.write() as conn:
-            if not await meta.secret_key_matches(conn, secret_key):
+            replacing = await meta.secret_key_is_previous(conn, keys)
+            if not replacing and not await meta.secret_key_matches(conn, keys.current):
                 fail("GATEWAY_SECRET_KEY is not the one that this database was set up with: its stored secrets cannot be read.")
+        if replacing:
+            tell("GATEWAY_SECRET_KEY is a new one: once every server runs with it, `gateway secrets rotate` lets you forget the old one.")
+        init, box = Actor(user_id=None, via="init"), SecretBox.of(keys)
+        await ensure_signing_key(db, generation, init, box=box, algorithm=settings.jwt_algorithm)
         email, created, password = await _first_admin(db, generation, settings)
         return Installation(settings.home, email, created, migration.changed, migration.copy, password)
     finally:
@@ -89,7 +96,8 @@ async def _first_admin(db: Database, generation: Generation, settings: Settings)
     given = settings.admin_password.get_secret_value()
     password = given or secrets.token_urlsafe(15)
     actor = Actor(user_id=None, via="init")
-    made = await ensure_admin(db, generation, actor, email=settings.admin_email, password_hash=await hashed(password))
+    password_hash = await hashed(password, settings.admin_email, settings)
+    made = await ensure_admin(db, generation, actor, email=settings.admin_email, password_hash=password_hash)
     return settings.admin_email, made is not None, None if given or made is None else password  # None: another process was first
 
 

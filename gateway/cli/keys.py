@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,35 +11,48 @@ import typer
 from gateway.cli.context import Context, in_context
 from gateway.cli.moments import duration_s, rfc3339, until
 from gateway.cli.options import Json
-from gateway.cli.output import show, show_json, show_table
+from gateway.cli.output import fail, show, show_json, show_table
 
 if TYPE_CHECKING:
     from auth.principal import Limits
     from gateway.changes import IssuedKey
-    from gateway.store.keys import ApiKey
+    from gateway.store.keys import ListedKey
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
 
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="The key's id: the 12 characters after sk-gw-.")]
+Name = Annotated[str, typer.Option("--name", metavar="N", help="What the key is for.")]
+Description = Annotated[str, typer.Option(metavar="TEXT", help="More about it: who uses it, where, whom to ask.")]
+Owner = Annotated[str, typer.Option(metavar="EMAIL", help="Whose key it is; without it the first admin's.")]
+Models = Annotated[str, typer.Option(metavar="GLOBS", help="Models it may use: ids or patterns, separated by commas.")]
+Scopes = Annotated[str, typer.Option(metavar="S,..", help="Of inference, usage, metrics, admin.")]
+Networks = Annotated[str | None, typer.Option(metavar="CIDR,..", help="Where it may be used from; without it anywhere.")]
+Rpm = Annotated[int | None, typer.Option(min=1, metavar="N", help="Requests per minute.")]
+Tpm = Annotated[int | None, typer.Option(min=1, metavar="N", help="Tokens per minute, prompt and completion.")]
+Concurrency = Annotated[int | None, typer.Option(min=1, metavar="N", help="Requests at the same time.")]
+Budget = Annotated[str, typer.Option(metavar="USD[/day|week|month]", help="Money it may spend; without a window: in all.")]
+Expires = Annotated[str, typer.Option(metavar="30d", help="When it ends: a duration or an RFC 3339 time.")]
 _PAGE = 500
+_NONE = "none"  # takes a limit away
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Option("--name", metavar="N", help="What the key is for.")],
-    owner: Annotated[str, typer.Option(metavar="EMAIL", help="Whose key it is; without it the first admin's.")] = "",
-    models: Annotated[str, typer.Option(metavar="GLOBS", help="Models it may use: ids or patterns, separated by commas.")] = "*",
-    scopes: Annotated[str, typer.Option(metavar="S,..", help="Of inference, usage, metrics, admin.")] = "inference",
-    rpm: Annotated[int | None, typer.Option(min=1, metavar="N", help="Requests per minute.")] = None,
-    tpm: Annotated[int | None, typer.Option(min=1, metavar="N", help="Tokens per minute, prompt and completion.")] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, metavar="N", help="Requests at the same time.")] = None,
-    budget: Annotated[str, typer.Option(metavar="USD[/day|week|month]", help="Money it may spend; without a window: in all.")] = "",
-    expires: Annotated[str, typer.Option(metavar="30d", help="When it ends: a duration or an RFC 3339 time.")] = "",
+    name: Name,
+    description: Description = "",
+    owner: Owner = "",
+    models: Models = "*",
+    scopes: Scopes = "inference",
+    networks: Networks = None,
+    rpm: Rpm = None,
+    tpm: Tpm = None,
+    concurrency: Concurrency = None,
+    budget: Budget = "",
+    expires: Expires = "",
     as_json: Json = False,
 ) -> None:
     """Create a key and print it. It cannot be shown again."""
     from gateway.changes import create_key
-    from gateway.cli.users import find_user
 
     limits = _limits(rpm, tpm, concurrency, budget)
     expires_at = until(expires, time.time()) if expires else None
@@ -49,32 +63,119 @@ def create(
             ctx.generation,
             ctx.actor,
             name=name,
-            owner_id=(await find_user(ctx, owner)).id if owner else None,
+            owner_id=await _owner_id(ctx, owner),
             models=_parts(models),
             scopes=_parts(scopes),
             limits=limits,
             expires_at=expires_at,
+            description=description,
+            networks=_cidrs(networks),
         )
 
     _show_issued(in_context(work), as_json)
 
 
+@app.command("import")
+def import_(
+    name: Name,
+    description: Description = "",
+    owner: Owner = "",
+    models: Models = "*",
+    scopes: Scopes = "inference",
+    networks: Networks = None,
+    rpm: Rpm = None,
+    tpm: Tpm = None,
+    concurrency: Concurrency = None,
+    budget: Budget = "",
+    expires: Expires = "",
+    as_json: Json = False,
+) -> None:
+    """Let a key that was made elsewhere work here. Reads it from stdin; only its digest is kept."""
+    from gateway import changes
+
+    limits = _limits(rpm, tpm, concurrency, budget)
+    expires_at = until(expires, time.time()) if expires else None
+    text = sys.stdin.readline().strip()
+    if not text:
+        fail("Give the key on stdin: gateway keys import --name N < key.txt")
+
+    async def work(ctx: Context) -> dict[str, Any]:
+        owner_id = await _owner_id(ctx, owner)
+        grant = changes.Grant(name, owner_id, _parts(scopes), _parts(models), limits, expires_at, description, _cidrs(networks))
+        key = await changes.import_key(ctx.db, ctx.generation, ctx.actor, text, grant)
+        return await _shown(ctx, key.id)
+
+    _show_one(in_context(work), as_json)
+
+
+@app.command()
+def update(
+    key_id: KeyId,
+    name: Annotated[str | None, typer.Option(metavar="N", help="What the key is for.")] = None,
+    description: Annotated[str | None, typer.Option(metavar="TEXT", help="More about it.")] = None,
+    models: Annotated[str | None, typer.Option(metavar="GLOBS", help="Models it may use; * for all.")] = None,
+    scopes: Annotated[str | None, typer.Option(metavar="S,..", help="Of inference, usage, metrics, admin.")] = None,
+    networks: Annotated[str | None, typer.Option(metavar="CIDR,..", help="Where it may be used from; none: anywhere.")] = None,
+    rpm: Annotated[str | None, typer.Option(metavar="N", help="Requests per minute, or none.")] = None,
+    tpm: Annotated[str | None, typer.Option(metavar="N", help="Tokens per minute, or none.")] = None,
+    concurrency: Annotated[str | None, typer.Option(metavar="N", help="Requests at the same time, or none.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="USD[/day|week|month]", help="Money it may spend, or none.")] = None,
+    expires: Annotated[str | None, typer.Option(metavar="30d", help="When it ends, or none.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Change a key; its text goes on working. What is not named stays as it is."""
+    from gateway.changes import update_key
+
+    fields: dict[str, Any] = {"name": name, "description": description}
+    for option, text in (("models", models), ("scopes", scopes)):
+        fields[option] = None if text is None else _parts(text)
+    fields = {option: value for option, value in fields.items() if value is not None}
+    if networks is not None:
+        fields["networks"] = _cidrs(networks)
+    for option, text in (("rpm", rpm), ("tpm", tpm), ("concurrency", concurrency)):
+        if text is not None:
+            fields[option] = _count(text, f"--{option}")
+    if budget is not None:
+        fields["budget"] = None if budget == _NONE else _limits(None, None, None, budget).budget
+    if expires is not None:
+        fields["expires_at"] = None if expires == _NONE else until(expires, time.time())
+    if not fields:
+        raise typer.BadParameter("Name at least one thing to change.")
+
+    async def work(ctx: Context) -> dict[str, Any]:
+        key = await update_key(ctx.db, ctx.generation, ctx.actor, bare_id(key_id), fields)
+        return await _shown(ctx, key.id)
+
+    _show_one(in_context(work), as_json)
+
+
 @app.command("list")
 def list_keys(
     owner: Annotated[str, typer.Option(metavar="EMAIL", help="Only this user's.")] = "",
+    team: Annotated[str, typer.Option(metavar="NAME", help="Only those of this team's users.")] = "",
+    search: Annotated[str, typer.Option(metavar="TEXT", help="Part of the name, description, prefix, or owner.")] = "",
     revoked: Annotated[bool, typer.Option("--all", help="Revoked ones too.")] = False,
     as_json: Json = False,
 ) -> None:
     """List keys, oldest first."""
-    listed = in_context(lambda ctx: _listed(ctx, owner, revoked))
+    listed = in_context(lambda ctx: _listed(ctx, owner, team, search, revoked))
     if as_json:
         show_json(listed)
         return
     rows = [
-        (row["id"], row["name"], row["owner"], ",".join(row["models"]), ",".join(row["scopes"]), _limits_text(row), row["state"])
+        (
+            row["id"],
+            row["name"],
+            row["owner"],
+            ",".join(row["models"]),
+            ",".join(row["scopes"]),
+            _limits_text(row),
+            _used(row),
+            row["state"],
+        )
         for row in listed
     ]
-    show_table(("id", "name", "owner", "models", "scopes", "limits", "state"), rows, empty="There are no such keys.")
+    show_table(("id", "name", "owner", "models", "scopes", "limits", "last used", "state"), rows, empty="There are no such keys.")
 
 
 @app.command()
@@ -110,6 +211,29 @@ def bare_id(text: str) -> str:
     return text.split("-")[2] if looks_like_key(text.encode()) else text
 
 
+async def _owner_id(ctx: Context, email: str) -> str | None:
+    from gateway.cli.users import find_user
+
+    return (await find_user(ctx, email)).id if email else None
+
+
+def _count(text: str, option: str) -> int | None:
+    if text == _NONE:
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is neither a whole number of at least 1 nor {_NONE}.", param_hint=option)
+    return int(text)
+
+
+def _cidrs(text: str | None) -> list[str]:
+    """A blank is not "anywhere": it may be a variable that somebody forgot to set."""
+    if text is None or text.strip() == _NONE:
+        return []
+    if not text.strip():
+        raise typer.BadParameter(f"Name at least one network; {_NONE} stands for anywhere.", param_hint="--networks")
+    return text.split(",")
+
+
 def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -124,34 +248,53 @@ def _limits(rpm: int | None, tpm: int | None, concurrency: int | None, budget: s
         raise typer.BadParameter(f"{error}.", param_hint="--budget") from None
 
 
-async def _listed(ctx: Context, owner: str, revoked: bool) -> list[dict[str, Any]]:
-    from gateway.cli.users import all_users, find_user
+async def _listed(ctx: Context, owner: str, team: str, search: str, revoked: bool) -> list[dict[str, Any]]:
+    from gateway.store import keys, teams
+
+    user_id = await _owner_id(ctx, owner) or ""
+    found: list[ListedKey] = []
+    async with ctx.db.read() as conn:
+        chosen = await teams.by_name(conn, team) if team else None
+        if team and chosen is None:
+            fail(f"There is no team {team!r}; `gateway teams list` shows all.")
+        team_id = chosen.id if chosen else None
+        while page := await keys.page(
+            conn, after=found[-1].key if found else None, limit=_PAGE, user_id=user_id, team_id=team_id, search=search, revoked=revoked
+        ):
+            found += page
+    return [_fields(key, time.time()) for key in found]
+
+
+async def _shown(ctx: Context, key_id: str) -> dict[str, Any]:
     from gateway.store import keys
 
-    user_id = (await find_user(ctx, owner)).id if owner else ""
-    emails = {user.id: user.email for user in await all_users(ctx)}
-    found: list[ApiKey] = []
     async with ctx.db.read() as conn:
-        while page := await keys.page(conn, after=found[-1] if found else None, limit=_PAGE, user_id=user_id, revoked=revoked):
-            found += page
-    return [_fields(key, emails.get(key.user_id, key.user_id), time.time()) for key in found]
+        found = await keys.listed(conn, key_id)
+    assert found is not None  # keys are never removed
+    return _fields(found, time.time())
 
 
-def _fields(key: ApiKey, owner: str, now_s: float) -> dict[str, Any]:
+def _fields(found: ListedKey, now_s: float) -> dict[str, Any]:
     from gateway.limits.budget import format_budget
 
+    key = found.key
     over = key.expires_at is not None and key.expires_at <= now_s
     return {
         "id": key.id,
         "name": key.name,
-        "owner": owner,
+        "description": key.description,
+        "prefix": key.begins,
+        "owner": found.owner_email,
         "models": list(key.models),
         "scopes": list(key.scopes),
+        "networks": list(key.networks),
         "rpm": key.limits.rpm,
         "tpm": key.limits.tpm,
         "concurrency": key.limits.concurrency,
         "budget": format_budget(key.limits.budget) if key.limits.budget else None,
         "created_at": rfc3339(key.created_at),
+        "created_by": key.created_by,
+        "last_used_at": rfc3339(found.last_used_at),
         "expires_at": rfc3339(key.expires_at),
         "revoked_at": rfc3339(key.revoked_at),
         "state": "revoked" if key.revoked_at is not None else "expired" if over else "active",
@@ -160,6 +303,18 @@ def _fields(key: ApiKey, owner: str, now_s: float) -> dict[str, Any]:
 
 def _limits_text(row: dict[str, Any]) -> str | None:
     return " ".join(f"{name}={row[name]}" for name in ("rpm", "tpm", "concurrency", "budget") if row[name] is not None) or None
+
+
+def _used(row: dict[str, Any]) -> str:
+    return (row["last_used_at"] or "never")[:16].replace("T", " ")
+
+
+def _show_one(row: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        show_json(row)
+        return
+    about = (row["id"], row["name"], row["owner"], ",".join(row["models"]), ",".join(row["scopes"]), ",".join(row["networks"]))
+    show("  ".join(part for part in (*about, _limits_text(row), row["state"]) if part))
 
 
 def _show_issued(issued: IssuedKey, as_json: bool) -> None:

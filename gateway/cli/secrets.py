@@ -64,3 +64,52 @@ def delete_secret(name: Name, as_json: Json = False) -> None:
         show_json({"name": name, "deleted": True})
     else:
         show(f"{name}  deleted")
+
+
+@app.command()
+def rotate(
+    signing: Annotated[bool, typer.Option("--signing", help="Make a new key for signing login tokens. Nobody is logged out.")] = False,
+    at_once: Annotated[
+        bool,
+        typer.Option("--at-once", help="With --signing: tokens of the old keys are refused now; logins go on by their refresh tokens."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Encrypt every secret and signing key anew with the present GATEWAY_SECRET_KEY, after it was replaced.
+
+    Put the old key into GATEWAY_SECRET_KEY_PREVIOUS (or the file secret.key.previous in GATEWAY_HOME), the new one in its place, and
+    restart every server; then run this; then forget the old one.
+    """
+    if at_once and not signing:
+        raise typer.BadParameter("--at-once is for --signing.")
+    if signing:
+        _rotate_signing(at_once, as_json)
+    else:
+        _reseal(as_json)
+
+
+def _reseal(as_json: bool) -> None:
+    from gateway import changes
+
+    stored, keys = in_context(lambda ctx: changes.reseal_secrets(ctx.db, ctx.generation, ctx.actor, keys=ctx.secret_keys()))
+    if as_json:
+        show_json({"secrets": stored, "signing_keys": keys})
+    else:
+        show(f"encrypted with the present GATEWAY_SECRET_KEY: {stored} secrets, {keys} signing keys; the old one can be forgotten")
+
+
+def _rotate_signing(at_once: bool, as_json: bool) -> None:
+    from gateway import changes
+
+    async def work(ctx: Context) -> tuple[str, str]:
+        algorithm, box = ctx.settings.jwt_algorithm, ctx.box()
+        kid = await changes.rotate_signing_key(ctx.db, ctx.generation, ctx.actor, box=box, algorithm=algorithm, at_once=at_once)
+        return kid, algorithm
+
+    kid, algorithm = in_context(work)
+    if as_json:
+        show_json({"kid": kid, "algorithm": algorithm, "at_once": at_once})
+    else:
+        show(
+            f"{kid}  {algorithm}, signs from now on; tokens of the key before it {'are refused' if at_once else 'stay good until they end'}"
+        )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway import native
+from gateway import native, own_client
 from gateway.cli.context import Context, context
 from gateway.cli.home_lock import hold_home
 from gateway.cli.init import announce, initialise, make_home
@@ -59,6 +59,7 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # while there is nothing to drain yet
     make_home(settings)
     with hold_home(settings.home, settings.run_dir):
+        (own_client.forget if settings.tls_client_ca_file is None else own_client.make)(settings.run_dir)
         announce(asyncio.run(initialise(settings)))
         paste = asyncio.run(_prepare(settings, config, snippet))
         sockets = _listen(settings, workers)
@@ -225,8 +226,7 @@ class Supervisor:
         import httpx
 
         said = ""
-        # our own server: its certificate names the public host, not this address, and nothing secret is sent
-        async with httpx.AsyncClient(trust_env=False, verify=False, timeout=2) as client:  # noqa: S501
+        async with httpx.AsyncClient(trust_env=False, verify=own_client.context(self._settings.run_dir), timeout=2) as client:
             while True:
                 doing = "starting the server"
                 try:

@@ -22,11 +22,11 @@ from gateway.routing.document import RevisionDocument
 from gateway.routing.probes import FILE_NAME as PROBES_FILE
 from gateway.routing.table import local_specs
 from gateway.settings import Settings
-from gateway.store import revisions, samples, tokens
+from gateway.store import login_addresses, password_links, revisions, samples, tokens
 from gateway.store.engine import Database
 from gateway.store.errors import StoreUnavailable
 from gateway.store.generation import Generation
-from gateway.store.secret_key import load_or_create_secret_key
+from gateway.store.secret_key import load_secret_keys
 from gateway.store.secrets import SecretBox, read_all
 
 logger = structlog.get_logger(__name__)
@@ -35,6 +35,7 @@ SHIP_S = 1.0  # the ledger is to be readable at most 2 s after a request has end
 LOOK_S = 0.2
 SAMPLE_S = 15.0
 SAMPLES_KEPT_S = 14 * 86_400
+ADDRESSES_KEPT_S = 180 * 86_400  # from which somebody has logged in
 TIDY_S = 3600.0
 DEMO_MODELS = Path(__file__).parent.parent.parent / "backends" / "worker" / "demo"
 
@@ -57,8 +58,13 @@ class Keeper:
             device=settings.model_device,
             dtype=settings.model_dtype,
         )
-        self._prober = Prober(settings.run_dir / PROBES_FILE, self._tell_servers, ca_file=settings.upstream_ca_file)
-        self._http = client()
+        self._prober = Prober(
+            settings.run_dir / PROBES_FILE,
+            self._tell_servers,
+            ca_file=settings.upstream_ca_file,
+            allow_link_local=settings.allow_link_local,
+        )
+        self._http = client(settings.run_dir)
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -91,7 +97,7 @@ class Keeper:
 
     async def _ship_the_rest(self) -> None:
         try:
-            await self._shipper.ship()
+            await self._shipper.ship_the_last()
         except StoreUnavailable:
             logger.warning("the database is away: the ledger stays on disk and is shipped at the next start")
 
@@ -141,7 +147,7 @@ class Keeper:
         self._prober.set_wanted(revision.id, wanted_probes(document, secrets))
 
     async def _secrets(self) -> dict[str, str]:
-        box = SecretBox(load_or_create_secret_key(self._settings.home, self._settings.secret_key.get_secret_value()))
+        box = SecretBox.of(load_secret_keys(*self._settings.secret_key_sources()))
         async with self._db.read() as conn:
             return await read_all(conn, box)
 
@@ -162,6 +168,8 @@ class Keeper:
         async with self._db.write() as conn:
             await samples.delete_older(conn, now_s - SAMPLES_KEPT_S)
             await tokens.purge(conn, now_s)
+            await password_links.purge(conn, now_s)
+            await login_addresses.purge(conn, now_s - ADDRESSES_KEPT_S)
 
     async def _wait(self, seconds: float) -> None:
         try:

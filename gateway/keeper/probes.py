@@ -2,7 +2,7 @@
 
 A GET, no redirects, any 2xx is alive. Two failures in a row are dead, one success is alive. One keeper per host probes for all its serving
 processes, which learn of it through `routing.probes`. Every probe has a connection of its own: a pooled one would say nothing about whether
-the backend still accepts any.
+the backend still accepts any. Nothing connects to addresses that backends may not have (auth.outbound).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 import structlog
 
+from auth.outbound import AddressForbidden, Pinned
 from backends.custom import verifying
 from gateway.routing.document import CustomEntry, RevisionDocument
 from gateway.routing.probes import Probed, write_probes
@@ -40,23 +41,31 @@ class Probe:
     authorization: str | None = field(repr=False)
     interval_s: float
     timeout_s: float
+    allow_link_local: bool = False
 
 
 class Prober:
     """Keeps the wanted probes running and their results in the file. `on_change` is called after a verdict has changed there."""
 
     def __init__(
-        self, file: Path, on_change: Callable[[], None], *, ca_file: Path | None = None, draw: Callable[[], float] = random.random
+        self,
+        file: Path,
+        on_change: Callable[[], None],
+        *,
+        ca_file: Path | None = None,
+        allow_link_local: bool = False,
+        draw: Callable[[], float] = random.random,
     ) -> None:
-        """`ca_file`: further authorities for TLS. `draw`: uniform in [0, 1)."""
+        """`ca_file`: further authorities for TLS. `allow_link_local`: for all of them. `draw`: uniform in [0, 1)."""
         self._file = file
         self._ca_file = ca_file
+        self._allow_link_local = allow_link_local
         self._on_change = on_change
         self._draw = draw
         self._revision = 0
         self._names: dict[str, Probe] = {}
         self._watches: dict[Probe, _Watch] = {}
-        self._clients: dict[str, httpx.AsyncClient] = {}
+        self._clients: dict[tuple[str, bool], httpx.AsyncClient] = {}
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._news = asyncio.Event()
         self._changed = True  # what a keeper before this one left is not ours
@@ -133,20 +142,22 @@ class Prober:
                 return "" if answer.is_success else str(answer.status_code)  # the body is nobody's: its length does not matter
         except (TimeoutError, httpx.TimeoutException):
             return "timeout"
+        except AddressForbidden:
+            return "forbidden"
         except httpx.ConnectError:
             return "unreachable"
         except (httpx.HTTPError, httpx.InvalidURL, OSError):
             return "failed"
 
     def _client(self, probe: Probe) -> httpx.AsyncClient:
-        """One for plain HTTP and one for TLS: reading the system's certificates takes a while, and only the latter needs them."""
-        scheme = urlsplit(probe.url).scheme
-        client = self._clients.get(scheme)
+        """Those for plain HTTP apart from those for TLS: reading the system's certificates takes a while, and only the latter need them."""
+        scheme, allowed = urlsplit(probe.url).scheme, probe.allow_link_local or self._allow_link_local
+        client = self._clients.get((scheme, allowed))
         if client is None:
             verify: ssl.SSLContext | bool = verifying(self._ca_file) if scheme == "https" else False
-            limits = httpx.Limits(max_keepalive_connections=0)
-            client = httpx.AsyncClient(trust_env=False, verify=verify, follow_redirects=False, limits=limits)
-            self._clients[scheme] = client
+            inner = httpx.AsyncHTTPTransport(verify=verify, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+            client = httpx.AsyncClient(transport=Pinned(inner, allow_link_local=allowed), trust_env=False, follow_redirects=False)
+            self._clients[(scheme, allowed)] = client
         return client
 
     def _tell(self, probe: Probe, watch: _Watch) -> None:
@@ -197,7 +208,8 @@ def wanted_probes(document: RevisionDocument, secrets: Mapping[str, str]) -> dic
         except SecretMissing:
             continue
         if entry.probe is not None:
-            wanted[name] = Probe(probe_url(entry.base_url, entry.probe.path), authorization, entry.probe.interval_s, entry.probe.timeout_s)
+            probe, url = entry.probe, probe_url(entry.base_url, entry.probe.path)
+            wanted[name] = Probe(url, authorization, probe.interval_s, probe.timeout_s, entry.allow_link_local)
     return wanted
 
 

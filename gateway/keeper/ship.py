@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gateway.metering.ledger import SUFFIX, Lines, interrupted, sort_lines, writer_is_dead
+from gateway.metering.record import FIELDS
 from gateway.store import booking, usage
 from gateway.store.engine import Database
+from gateway.store.key_uses import Uses
 
 BATCH_BYTES = 1_000_000
+_WIDTH, _KEY_AT, _STARTED_AT = len(FIELDS), FIELDS.index("key_id"), FIELDS.index("started_at")
 _LITTLE_BYTES = 65_536  # what a usual round finds
 
 
@@ -40,6 +43,7 @@ class Shipper:
         self._db = db
         self._folder = folder
         self._segments: dict[str, _Segment] = {}
+        self._uses = Uses()
         self._lock_fd = os.open(folder / "shipper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def acquire(self) -> bool:
@@ -60,7 +64,13 @@ class Shipper:
         for name in names:
             shipped += await self._ship_segment(name)
         await self._settle_dead(names)
+        await self._uses.write(self._db)
         return shipped
+
+    async def ship_the_last(self) -> None:
+        """As `ship`, and what is known of the use of keys: nothing follows."""
+        await self.ship()
+        await self._uses.write(self._db, everything=True)
 
     async def _ship_segment(self, name: str) -> int:
         segment = self._segments.get(name) or await self._open(name)
@@ -75,6 +85,7 @@ class Shipper:
                 if lines.values:
                     async with self._db.write() as conn:
                         ended += await booking.insert_values(conn, lines.values, name, offset)
+                    self._uses.note_all(lines.values[_KEY_AT::_WIDTH], lines.values[_STARTED_AT::_WIDTH])
                 self._take(segment, lines)
                 segment.offset = offset
                 if all_there_is:
@@ -123,6 +134,7 @@ class Shipper:
             if segment.begun:
                 values = [value for begun in segment.begun.values() for value in interrupted(begun)]
                 await booking.insert_values(conn, values, name, segment.offset)
+                self._uses.note_all(values[_KEY_AT::_WIDTH], values[_STARTED_AT::_WIDTH])
             await usage.forget_segment(conn, name)
         segment.path.unlink(missing_ok=True)
         del self._segments[name]
@@ -147,7 +159,7 @@ async def ship_once(db: Database, run_dir: Path) -> bool:
     try:
         if not shipper.acquire():
             return False
-        await shipper.ship()
+        await shipper.ship_the_last()
         return True
     finally:
         shipper.close()

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING
 import orjson
 import structlog
 
+from auth.address import client_address
 from auth.credential import credential_of
-from auth.errors import AuthError
+from auth.errors import AuthError, StoreAway
 from backends.base import Call
 from gateway.errors import (
     BodyTooLarge,
@@ -43,6 +44,7 @@ from gateway.errors import (
     RateLimited,
     ShuttingDown,
     Unauthenticated,
+    Unavailable,
     UpstreamTimeout,
 )
 from gateway.limits.base import Refusal
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
 logger = structlog.get_logger(__name__)
 
 _NO_CREDENTIAL = "No valid API key was given. Send it as 'Authorization: Bearer YOUR_KEY'."
+_STORE_AWAY = "The gateway cannot look up this credential now, for its database does not answer; try again shortly."
 _MOST_FALLBACKS = 4  # of one request: a chain of models longer than this is a mistake
 
 
@@ -152,18 +155,27 @@ class Flow:
         request, relay = self.request, self.relay
         try:
             self._principal = principal = relay.authenticator.authenticate(credential_of(request.headers), time.time())
+            if principal.networks is not None and not principal.may_come_from(self._address()):
+                raise Forbidden("This key may not be used from this address.")
             if "inference" not in principal.scopes:
                 raise Forbidden("This credential does not have the scope 'inference'.")
             if request.content_length > relay.max_body_bytes:
                 raise self.body_too_large()
             if request.content_length > 0 and relay.held_bytes + request.content_length > relay.max_held_bytes:
                 raise self.too_much_held()
+        except StoreAway as error:
+            self.refuse(Unavailable(_STORE_AWAY, code="store_unavailable", retry_after_s=error.retry_after_s), error.reason)
         except AuthError as error:
             self.refuse(Unauthenticated(_NO_CREDENTIAL), error.reason)
         except GatewayError as error:
             self.refuse(error)
         except Exception:
             self.bug()
+
+    def _address(self) -> str:
+        """Where the request comes from, behind the proxies that are trusted."""
+        client = self.edge.client
+        return client_address(client[0] if client else "", self.request.headers, self.relay.trusted_proxies)
 
     def too_much_held(self) -> Overloaded:
         return Overloaded("The gateway holds as much in memory as it may; try again shortly.", retry_after_s=1)

@@ -1,7 +1,7 @@
 """Which base URLs a custom backend may have.
 
 Administrators choose these URLs, so private addresses are fine; what a cloud host hands its credentials out on is not. The rule is
-about the text: a name that later resolves to such an address is the connector's to refuse (`forbidden_address` is the same rule).
+about the text, by `auth.address.forbidden_address`: a name that later resolves to such an address is refused when it is connected to.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import re
 import socket
 from urllib.parse import urlsplit
 
+from auth.address import forbidden_address
+
 _METADATA_NAMES = frozenset({
     "metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal", "metadata.tencentyun.com",
 })  # fmt: skip
-_METADATA_ADDRESSES = frozenset({ipaddress.ip_address("100.100.100.200"), ipaddress.ip_address("fd00:ec2::254")})
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -38,25 +39,27 @@ def normal_base_url(text: str, *, allow_link_local: bool = False) -> str:
     if not parts.hostname or port == 0:
         raise ValueError("is not a URL such as http://10.0.0.5:8000/v1")
     host = _normal_host(parts.hostname)
-    if not allow_link_local and forbidden_host(host):
-        raise ValueError("points at a link-local or metadata address; set allow_link_local: true if that is meant")
+    fault = _fault(host, allow_link_local)
+    if fault is not None:
+        raise ValueError(fault)
     name = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{name}{f':{port}' if port is not None else ''}{parts.path.rstrip('/')}"
 
 
-def forbidden_host(host: str) -> bool:
-    """Is this host name or address one that hands out a machine's own credentials?"""
+def _fault(host: str, allow_link_local: bool) -> str | None:
+    """What is wrong with a backend on this host name or address."""
     address = _address(host)
     if address is None:
-        return host.rstrip(".").lower() in _METADATA_NAMES
-    return forbidden_address(address)
-
-
-def forbidden_address(address: Address) -> bool:
-    """Link-local (169.254.0.0/16, fe80::/10, also inside an IPv4-mapped address) or a known metadata address."""
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    real = mapped or address
-    return real.is_link_local or real in _METADATA_ADDRESSES
+        why = "metadata" if host.rstrip(".").lower() in _METADATA_NAMES and not allow_link_local else None
+    else:
+        why = forbidden_address(str(address), allow_link_local=allow_link_local)
+    if why is None:
+        return None
+    if why == "unspecified":
+        return "has an address that servers listen on and nobody connects to: on the same machine it is 127.0.0.1"
+    if why == "multicast":
+        return "has an address of many hosts at once"
+    return "points at a link-local or metadata address; set allow_link_local: true if that is meant"
 
 
 def _normal_host(host: str) -> str:

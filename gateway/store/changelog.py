@@ -15,7 +15,7 @@ _LOCK = 0x6777_6368  # "gwch", PostgreSQL advisory lock
 
 @dataclass(frozen=True, slots=True)
 class ChangeEntry:
-    """`kind`: user, key, revision, secret. `entity_id`: what to read again."""
+    """`kind`: user, key, team, revision, secret, signing_key. `entity_id`: what to read again."""
 
     id: int
     kind: str
@@ -42,7 +42,7 @@ async def latest(conn: AsyncConnection) -> int:
     return int((await conn.execute(select(func.max(changes.c.id)))).scalar() or 0)
 
 
-async def after(conn: AsyncConnection, change_id: int) -> list[ChangeEntry]:
-    """Every entry newer than `change_id`, oldest first."""
-    query = select(changes.c.id, changes.c.kind, changes.c.entity_id).where(changes.c.id > change_id).order_by(changes.c.id)
+async def after(conn: AsyncConnection, change_id: int, limit: int | None = None) -> list[ChangeEntry]:
+    """Every entry newer than `change_id` (the first `limit` of them), oldest first."""
+    query = select(changes.c.id, changes.c.kind, changes.c.entity_id).where(changes.c.id > change_id).order_by(changes.c.id).limit(limit)
     return [ChangeEntry(*row) for row in (await conn.execute(query)).all()]

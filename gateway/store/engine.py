@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -105,11 +106,27 @@ def sqlite_engine(url: str, begin: str, *, pool_size: int, read_only: bool = Fal
             cursor.execute("PRAGMA query_only=ON")
         cursor.close()
 
+    @event.listens_for(engine.sync_engine.pool, "checkout")
+    def _same_file(_connection: Any, record: Any, _proxy: Any) -> None:
+        # A file that was moved away or replaced stays readable for who has it open: a server would live on in the old one.
+        file = _identity(engine.url.database)
+        if record.info.setdefault("file", file) != file:
+            raise DisconnectionError  # the pool opens another, which fails where there is no file
+
     @event.listens_for(engine.sync_engine, "begin")
     def _begin(connection: Any) -> None:
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def _identity(path: str | None) -> tuple[int, int] | None:
+    """Which file stands at `path`; None: none does."""
+    try:
+        found = Path(path or "").stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def postgres_engine(url: str, *, pooled: bool = True) -> AsyncEngine:

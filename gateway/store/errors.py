@@ -7,7 +7,8 @@ StoreFault                  one plain sentence for whoever runs the gateway; nev
 ├── DatabaseTooNew          a newer version of the gateway has migrated this database
 ├── MigrationFailed         the database could not be brought up to date
 ├── SecretKeyRefused        GATEWAY_SECRET_KEY is short, a sample, or readable by others
-└── SecretUnreadable        a stored secret does not open with this GATEWAY_SECRET_KEY
+├── SecretUnreadable        a stored secret does not open with this GATEWAY_SECRET_KEY
+└── AuditHeadMissing        the record of where the audit log ends is gone: nothing can be changed any more
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ class StoreUnavailable(Unavailable):
 
     code = "store_unavailable"
 
-    def __init__(self, reason: str) -> None:
-        super().__init__("The gateway's database does not answer at the moment. Try again shortly.")
+    def __init__(self, reason: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__("The gateway's database does not answer at the moment. Try again shortly.", retry_after_s=retry_after_s)
         self.reason = reason
 
 
@@ -54,3 +55,11 @@ class SecretUnreadable(StoreFault):
     def __init__(self, name: str) -> None:
         super().__init__(f"The secret {name!r} cannot be opened: GATEWAY_SECRET_KEY is not the one it was stored with.")
         self.name = name
+
+
+class AuditHeadMissing(StoreFault):
+    def __init__(self) -> None:
+        super().__init__(
+            "The record of where the audit log ends is missing: somebody has changed the database. "
+            "`gateway audit verify` says what else is wrong; restore a copy of the database."
+        )

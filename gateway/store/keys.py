@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, delete, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, delete, func, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from auth.principal import Budget, Limits
-from gateway.store.tables import api_key_digests, api_keys, users
+from auth.keys import PREFIX
+from auth.principal import Limits
+from gateway.store.limits import NAMES as _LIMITS
+from gateway.store.limits import limit_values, limits_of
+from gateway.store.tables import api_key_digests, api_keys, key_uses, users
 
-_COLUMNS = (
-    api_keys.c.id, api_keys.c.user_id, api_keys.c.name, api_keys.c.models, api_keys.c.scopes, api_keys.c.rpm, api_keys.c.tpm,
-    api_keys.c.concurrency, api_keys.c.budget_pusd, api_keys.c.budget_window, api_keys.c.created_at, api_keys.c.expires_at,
-    api_keys.c.revoked_at,
+_K = api_keys.c
+_PLAIN = (
+    "id", "user_id", "name", "models", "scopes", "created_at", "expires_at", "revoked_at", "description", "networks", "prefix",
+    "created_by",
 )  # fmt: skip
+_COLUMNS = tuple(_K[name] for name in (*_PLAIN, *_LIMITS))
+# What process tables are made of, behind the digest and its owner: see `digest_rows`.
+_LIVE = tuple(_K[name] for name in ("id", "user_id", "models", "scopes", "networks", "expires_at", "revoked_at", *_LIMITS))
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """One key without its text. Times are Unix seconds; `models` are globs over route ids."""
+    """One key without its text. Times are Unix seconds; `models` are globs over route ids.
+
+    `networks`: CIDR; () = it may be used from anywhere. `prefix`: how the text of an imported key begins; None: it was minted here.
+    `created_by`: a user id, or the way ("cli", "init"); None: from before this was kept.
+    """
 
     id: str
     user_id: str
@@ -32,6 +42,25 @@ class ApiKey:
     created_at: float
     expires_at: float | None = None
     revoked_at: float | None = None
+    description: str = ""
+    networks: tuple[str, ...] = ()
+    prefix: str | None = None
+    created_by: str | None = None
+
+    @property
+    def begins(self) -> str:
+        """How its text begins: enough to recognise it by, of no use to anyone else."""
+        return f"{PREFIX}{self.id}" if self.prefix is None else self.prefix
+
+
+@dataclass(frozen=True, slots=True)
+class ListedKey:
+    """A key as lists show it. `team_id`: its owner's; `last_used_at`: Unix seconds, to the minute; None: never, as far as is known."""
+
+    key: ApiKey
+    owner_email: str
+    team_id: str | None
+    last_used_at: float | None
 
 
 async def insert_key(conn: AsyncConnection, key: ApiKey, digest: bytes) -> None:
@@ -47,32 +76,58 @@ async def insert_keys(conn: AsyncConnection, issued: Sequence[tuple[ApiKey, byte
 
 async def update_key(conn: AsyncConnection, key: ApiKey) -> None:
     """Write every column of a key that exists."""
-    await conn.execute(update(api_keys).where(api_keys.c.id == key.id).values(_values(key)))
+    await conn.execute(update(api_keys).where(_K.id == key.id).values(_values(key)))
 
 
 async def by_id(conn: AsyncConnection, key_id: str) -> ApiKey | None:
-    row = (await conn.execute(select(*_COLUMNS).where(api_keys.c.id == key_id))).one_or_none()
+    row = (await conn.execute(select(*_COLUMNS).where(_K.id == key_id))).one_or_none()
     return None if row is None else _key(row)
 
 
+async def is_taken(conn: AsyncConnection, key_id: str, digest: bytes) -> bool:
+    """Is there a key with this id, or one whose text has (or had, in its running grace) this digest?"""
+    query = select(func.count()).select_from(api_key_digests).where(api_key_digests.c.digest == digest)
+    taken = (await conn.execute(query)).scalar_one() or await by_id(conn, key_id)
+    return bool(taken)
+
+
+async def listed(conn: AsyncConnection, key_id: str) -> ListedKey | None:
+    """One key as lists show it."""
+    found = await _listed(conn, select(*_COLUMNS).where(_K.id == key_id))
+    return found[0] if found else None
+
+
 async def page(
-    conn: AsyncConnection, *, after: ApiKey | None = None, limit: int = 50, user_id: str = "", search: str = "", revoked: bool = False
-) -> list[ApiKey]:
-    """Keys, oldest first, those after `after`. `search` is a part of the name or the start of the id; `revoked`: those too."""
-    query = select(*_COLUMNS).order_by(api_keys.c.created_at, api_keys.c.id).limit(limit)
+    conn: AsyncConnection,
+    *,
+    after: ApiKey | None = None,
+    limit: int = 50,
+    user_id: str = "",
+    team_id: str | None = None,
+    search: str = "",
+    revoked: bool = False,
+) -> list[ListedKey]:
+    """Keys, oldest first, those after `after`. `revoked`: those too. `team_id`: only those of its users; None: of all.
+
+    `search`: a part of the name, the description, the beginning of the text ("sk-gw-" and the id), or of the owner's e-mail or name; in
+    any case, without wildcards.
+    """
+    query = select(*_COLUMNS).order_by(_K.created_at, _K.id).limit(limit)
     if after is not None:
-        query = query.where(tuple_(api_keys.c.created_at, api_keys.c.id) > (after.created_at, after.id))
+        query = query.where(tuple_(_K.created_at, _K.id) > (after.created_at, after.id))
     if user_id:
-        query = query.where(api_keys.c.user_id == user_id)
-    if search:
-        query = query.where(or_(api_keys.c.name.contains(search, autoescape=True), api_keys.c.id.startswith(search, autoescape=True)))
+        query = query.where(_K.user_id == user_id)
+    if team_id is not None:
+        query = query.where(_K.user_id.in_(select(users.c.id).where(users.c.team_id == team_id)))
+    if search.strip():
+        query = query.where(_holding(search.strip().lower()))
     if not revoked:
-        query = query.where(api_keys.c.revoked_at.is_(None))
-    return [_key(row) for row in (await conn.execute(query)).all()]
+        query = query.where(_K.revoked_at.is_(None))
+    return await _listed(conn, query)
 
 
 async def revoke(conn: AsyncConnection, key_id: str, now_s: float) -> None:
-    await conn.execute(update(api_keys).where(api_keys.c.id == key_id).values(revoked_at=now_s))
+    await conn.execute(update(api_keys).where(_K.id == key_id).values(revoked_at=now_s))
 
 
 async def replace_digest(conn: AsyncConnection, key_id: str, digest: bytes, now_s: float, grace_end: float) -> None:
@@ -81,39 +136,45 @@ async def replace_digest(conn: AsyncConnection, key_id: str, digest: bytes, now_
     ends = api_key_digests.c.expires_at
     await conn.execute(update(api_key_digests).where(mine, or_(ends.is_(None), ends > grace_end)).values(expires_at=grace_end))
     await conn.execute(delete(api_key_digests).where(mine, ends <= now_s))
-    await _insert_digest(conn, key_id, digest, now_s)
-
-
-def digest_rows(key_id: str | None = None, user_id: str | None = None) -> Select[Any]:
-    """What process tables are made of: (digest, its end, owner's role, owner disabled at, then the columns of `live_key`)."""
-    query = (
-        select(api_key_digests.c.digest, api_key_digests.c.expires_at, users.c.role, users.c.disabled_at, *_COLUMNS)
-        .join_from(api_key_digests, api_keys, api_key_digests.c.key_id == api_keys.c.id)
-        .join(users, api_keys.c.user_id == users.c.id)
-    )
-    if key_id is not None:
-        query = query.where(api_keys.c.id == key_id)
-    if user_id is not None:
-        query = query.where(api_keys.c.user_id == user_id)
-    return query
-
-
-def limits_of(rpm: int | None, tpm: int | None, concurrency: int | None, budget_pusd: int | None, budget_window: str | None) -> Limits:
-    return Limits(rpm, tpm, concurrency, None if budget_pusd is None else Budget(budget_pusd, budget_window))
-
-
-def _values(key: ApiKey) -> dict[str, Any]:
-    budget = key.limits.budget
-    names = ("id", "user_id", "name", "models", "scopes", "created_at", "expires_at", "revoked_at")
-    values = {name: getattr(key, name) for name in names}
-    values |= {"rpm": key.limits.rpm, "tpm": key.limits.tpm, "concurrency": key.limits.concurrency}
-    return values | {"budget_pusd": budget and budget.amount_pusd, "budget_window": budget and budget.window}
-
-
-async def _insert_digest(conn: AsyncConnection, key_id: str, digest: bytes, now_s: float) -> None:
     await conn.execute(insert(api_key_digests).values(digest=digest, key_id=key_id, created_at=now_s, expires_at=None))
 
 
-def _key(row: Any) -> ApiKey:
-    key_id, user_id, name, models, scopes, *limits, created_at, expires_at, revoked_at = row
-    return ApiKey(key_id, user_id, name, models, scopes, limits_of(*limits), created_at, expires_at, revoked_at)
+def digest_rows(key_ids: Collection[str] | None = None) -> Select[Any]:
+    """What process tables are made of, of these keys or of all.
+
+    (digest, its end, owner's role, owner disabled at, owner's team, key id, owner's id, models, scopes, networks, expires at, revoked at,
+    then the five columns of limits).
+    """
+    query = (
+        select(api_key_digests.c.digest, api_key_digests.c.expires_at, users.c.role, users.c.disabled_at, users.c.team_id, *_LIVE)
+        .join_from(api_key_digests, api_keys, api_key_digests.c.key_id == _K.id)
+        .join(users, _K.user_id == users.c.id)
+    )
+    return query if key_ids is None else query.where(_K.id.in_(key_ids))
+
+
+async def _listed(conn: AsyncConnection, query: Select[Any]) -> list[ListedKey]:
+    """The rest is joined to what was chosen: a database that joined first would sort every key to show fifty."""
+    chosen = query.subquery()
+    rows = await conn.execute(
+        select(*chosen.c, users.c.email, users.c.team_id, key_uses.c.at)
+        .join_from(chosen, users, chosen.c.user_id == users.c.id)
+        .outerjoin(key_uses, chosen.c.id == key_uses.c.key_id)
+        .order_by(chosen.c.created_at, chosen.c.id)
+    )
+    return [ListedKey(_key(row[:-3]), *row[-3:]) for row in rows.all()]
+
+
+def _holding(words: str) -> ColumnElement[bool]:
+    named = or_(users.c.email.contains(words, autoescape=True), func.lower(users.c.name).contains(words, autoescape=True))
+    return or_(_K.search_text.contains(words, autoescape=True), _K.user_id.in_(select(users.c.id).where(named)))
+
+
+def _values(key: ApiKey) -> dict[str, Any]:
+    search_text = f"{key.name}\n{key.description}\n{key.begins}".lower()
+    return {name: getattr(key, name) for name in _PLAIN} | limit_values(key.limits) | {"search_text": search_text}
+
+
+def _key(row: Sequence[Any]) -> ApiKey:
+    plain, limits = dict(zip(_PLAIN, row, strict=False)), row[len(_PLAIN) :]
+    return ApiKey(**plain, limits=limits_of(*limits))

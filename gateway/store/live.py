@@ -1,6 +1,10 @@
 """What requests are checked against: every live key and user, in process memory.
 
 Loaded once; then the change log says which entries to read again. The database may be away: what is known stays in force.
+
+Nothing here holds the loop for long, however much there is to read: rows come in steps of `STEP`. A user's role, team and state are part
+of the records of all their keys. Where those are many, the change is in force at once all the same, because look-ups see that the owner
+has moved on (`_present`); the records follow, some with each `catch_up`, and revocations need not wait for them.
 """
 
 from __future__ import annotations
@@ -8,103 +12,195 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from auth.address import Networks, parse_networks
 from auth.ports import KeyRecord, UserRecord
 from auth.principal import Budget, Principal, Role
 from gateway.store import changelog, keys, users
+from gateway.store.contact import STALE_S, Contact
 from gateway.store.engine import Database
+from gateway.store.limits import limits_of
 from gateway.store.spending import Spending
 
 _Row = Any  # as `keys.digest_rows` says
 _REVOKED, _DISABLED, _UNKNOWN = "revoked", "disabled", "unknown"
+STEP = 400  # keys (or entries of the log) at a time: a few ms of the loop
+_EVERYTHING = frozenset(("user", "key", "team", "revision", "secret", "signing_key"))
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """Entries of the change log, and what they name, as it is now. `key_ids`: those whose `rows` were read."""
+
+    entries: list[changelog.ChangeEntry]
+    people: dict[str, users.User | None]
+    key_ids: set[str]
+    rows: list[_Row]
+    moving: list[str]  # users with more keys than are read at once
 
 
 class LiveTables:
     """Implements `auth.ports.CredentialStore`. Look-ups are dict gets; records are replaced, never edited.
 
-    `applied`: id of the last change that the tables hold. Compare it with `Generation.change` and call `catch_up` where they differ.
+    `applied`: id of the last change that the tables hold. Compare it with `Generation.change` and call `catch_up` where they differ, and
+    as long as `unfinished`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stale_s: float = STALE_S) -> None:
         self.applied = 0
+        self.contact = Contact(stale_s)
         self._by_digest: dict[bytes, KeyRecord] = {}
         self._refused: dict[bytes, str] = {}  # digests of revoked keys and of disabled owners' keys: for the log only
         self._digests: dict[str, tuple[bytes, ...]] = {}  # by key id
         self._keys_of: dict[str, set[str]] = {}  # by user id
         self._users: dict[str, UserRecord] = {}
+        self._moving: dict[str, list[str]] = {}  # user id -> their keys whose records are older than the user's
         self._patterns: dict[tuple[str, ...], re.Pattern[str] | None] = {}
+        self._networks: dict[tuple[str, ...], Networks | None] = {(): None}
         self._turn = asyncio.Lock()  # two catch-ups at once could put an older entry over a newer one
 
     @classmethod
-    async def load(cls, db: Database) -> LiveTables:
-        """Everything. Raises `StoreUnavailable`."""
-        tables = cls()
-        await tables._reload(db)
+    async def load(cls, db: Database, stale_s: float = STALE_S) -> LiveTables:
+        """Everything. Raises `StoreUnavailable`. `stale_s`: how long what is known stays in force while the database is away."""
+        tables = cls(stale_s)
+        with _collector_paused():
+            await tables._reload(db)
         return tables
 
     async def catch_up(self, db: Database, spending: Spending | None = None) -> set[str]:
-        """Read again what the change log names since last time; returns the kinds: key, user, revision, secret.
+        """Read again what the change log names since last time; returns the kinds: key, user, team, revision, secret, signing_key.
 
-        An entry is put in place only when all of them could be read. Raises `StoreUnavailable`; the tables then stay as they were.
+        An entry is put in place only when all of its step could be read. Raises `StoreUnavailable`; the tables then stay as they were.
         `spending` is read first: a budget is not in force before it is known what it has left.
         """
+        kinds: set[str] = set()
         async with self._turn:
-            async with db.read() as conn:
-                entries = await changelog.after(conn, self.applied)
-                if not entries:
-                    behind = await changelog.latest(conn) < self.applied
-                else:
-                    behind = False
-                    user_ids = {e.entity_id for e in entries if e.kind == "user"}
-                    key_ids = {e.entity_id for e in entries if e.kind == "key"}
-                    people = {i: await users.by_id(conn, i) for i in user_ids}
-                    key_rows = [(i, await _rows(conn, key_id=i)) for i in key_ids]
-                    user_rows = [(i, await _rows(conn, user_id=i)) for i in user_ids]
-                    if spending is not None:
-                        await spending.read(conn, _budgets(row for _, rows in key_rows for row in rows))
-            if behind:  # another database, or an older copy of it: nothing in the tables can be trusted
-                await self._reload(db)
-                return {"user", "key", "revision", "secret"}
-            if not entries:
-                return set()
-            for user_id, person in people.items():
-                self._set_user(user_id, person)
-            for key_id, rows in key_rows:
-                self._set_keys([key_id], rows)
-            for user_id, rows in user_rows:  # a user's role and state are part of the records of their keys
-                self._set_keys(self._keys_of.get(user_id, set()), rows)
-            self.applied = entries[-1].id
-            return {e.kind for e in entries}
+            more = True
+            while more:
+                with self.contact.made():
+                    async with db.read() as conn:
+                        news = await self._news(conn, spending)
+                if news is None:  # another database, or an older copy of it: nothing in the tables can be trusted
+                    with _collector_paused():
+                        await self._reload(db)
+                        gc.freeze()  # or its next look at what is new, all of this, would hold the loop for 50 ms
+                    return set(_EVERYTHING)
+                self._apply(news)
+                kinds.update(entry.kind for entry in news.entries)
+                more = len(news.entries) == STEP
+            if self._moving:
+                await self._move(db, spending)
+        return kinds
+
+    @property
+    def unfinished(self) -> bool:
+        """Are there records still to be read again? What changed is in force all the same."""
+        return bool(self._moving)
+
+    @property
+    def away(self) -> bool:
+        return self.contact.away
 
     def key_by_digest(self, digest: bytes) -> KeyRecord | None:
-        return self._by_digest.get(digest)
+        if self.contact.stale:
+            return None
+        record = self._by_digest.get(digest)
+        return self._present(record) if self._moving and record is not None else record
 
     def key_refusal(self, digest: bytes) -> str:
-        return self._refused.get(digest, _UNKNOWN)
+        known = digest in self._by_digest and not self.contact.stale  # stale: what it is now is not known
+        return self._refused.get(digest, _DISABLED if known else _UNKNOWN)
 
     def user_by_id(self, user_id: str) -> UserRecord | None:
-        return self._users.get(user_id)
+        return None if self.contact.stale else self._users.get(user_id)
 
     def records(self) -> Iterator[KeyRecord]:
         """Every live key; one that is being rotated comes once per valid text. Do not await while iterating."""
         return iter(self._by_digest.values())
 
-    async def _reload(self, db: Database) -> None:
-        with _collector_paused():
+    def people(self) -> Iterator[UserRecord]:
+        """Every enabled user. Do not await while iterating."""
+        return iter(self._users.values())
+
+    def _present(self, record: KeyRecord) -> KeyRecord | None:
+        """The record as far as its owner has changed since it was made. Until it is read again it has rather too little than too much."""
+        principal = record.principal
+        if principal.user_id not in self._moving:
+            return record
+        owner = self._users.get(principal.user_id)
+        if owner is None:
+            return None
+        scopes, team_id = owner.role.scopes & principal.scopes, owner.principal.team_id
+        if (owner.role, team_id) == (principal.role, principal.team_id):
+            return record
+        return replace(record, principal=replace(principal, role=owner.role, scopes=scopes, team_id=team_id))
+
+    async def _news(self, conn: AsyncConnection, spending: Spending | None) -> _News | None:
+        """The next entries and what they name; None where the log is not the one that these tables were made from."""
+        entries = await changelog.after(conn, self.applied, STEP)
+        if not entries:
+            behind = await changelog.latest(conn) < self.applied
+            return None if behind else _News([], {}, set(), [], [])
+        key_ids = {entry.entity_id for entry in entries if entry.kind == "key"}
+        user_ids = {entry.entity_id for entry in entries if entry.kind == "user"}
+        people = {user_id: await users.by_id(conn, user_id) for user_id in user_ids}
+        named, moving = len(key_ids), []
+        for user_id in user_ids:  # a user's role, team and state are part of the records of their keys
+            theirs = self._keys_of.get(user_id, set())
+            if len(key_ids) + len(theirs) <= named + STEP:
+                key_ids |= theirs
+            else:
+                moving.append(user_id)
+        rows = await _rows(conn, key_ids) if key_ids else []
+        if spending is not None:
+            await spending.read(conn, _budgets(rows) | _budgets_of(people.values()))
+        return _News(entries, people, key_ids, rows, moving)
+
+    def _apply(self, news: _News) -> None:
+        for user_id, person in news.people.items():
+            self._set_user(user_id, person)
+        for user_id in news.moving:
+            self._moving[user_id] = list(self._keys_of[user_id])
+        self._set_keys(news.key_ids, news.rows)
+        if news.entries:
+            self.applied = news.entries[-1].id
+
+    async def _move(self, db: Database, spending: Spending | None) -> None:
+        """One step of the records whose owner has changed."""
+        user_id, waiting = next(iter(self._moving.items()))
+        step = waiting[-STEP:]
+        with self.contact.made():
             async with db.read() as conn:
-                applied = await changelog.latest(conn)  # before the rest: what changes meanwhile is then read once more
+                rows = await _rows(conn, step)
+                if spending is not None:
+                    await spending.read(conn, _budgets(rows))
+        self._set_keys(step, rows)
+        del waiting[-STEP:]
+        if not waiting:
+            del self._moving[user_id]
+
+    async def _reload(self, db: Database) -> None:
+        """Beside what is in force, which stays so until all is read."""
+        fresh = LiveTables()
+        with self.contact.made():
+            async with db.read() as conn:
+                fresh.applied = await changelog.latest(conn)  # before the rest: what changes meanwhile is then read once more
                 people = await users.all_enabled(conn)
-                rows = await _rows(conn)
-            for table in (self._by_digest, self._refused, self._digests, self._keys_of, self._users):
-                table.clear()
-            self._users.update((user.id, user_record(user)) for user in people)
-            self._put(rows)
-            self.applied = applied
+                async for rows in (await conn.stream(keys.digest_rows())).partitions(STEP):
+                    fresh._put(list(rows))
+        fresh._users.update((user.id, user_record(user)) for user in people)
+        old = (self._by_digest, self._refused, self._digests, self._keys_of, self._users, self._moving)
+        self._by_digest, self._refused, self._digests = fresh._by_digest, fresh._refused, fresh._digests
+        self._keys_of, self._users, self._moving = fresh._keys_of, fresh._users, {}
+        self._patterns, self._networks = fresh._patterns, fresh._networks
+        self.applied = fresh.applied
+        await _let_go(old)
 
     def _set_user(self, user_id: str, user: users.User | None) -> None:
         if user is None or not user.enabled:
@@ -122,9 +218,12 @@ class LiveTables:
                 self._by_digest.pop(digest, None)
                 self._refused.pop(digest, None)
 
-    def _put(self, rows: list[_Row]) -> None:
+    def _put(self, rows: Iterable[_Row]) -> None:
         for row in rows:
-            digest, digest_end, role_name, disabled_at, key_id, user_id, _, models, scopes, *limits, _, expires_at, revoked_at = row
+            (
+                digest, digest_end, role_name, disabled_at, team_id, key_id, user_id, models, scopes, networks, expires_at, revoked_at,
+                *limits,
+            ) = row  # fmt: skip
             if digest not in self._digests.get(key_id, ()):
                 self._digests[key_id] = (*self._digests.get(key_id, ()), digest)
             self._keys_of.setdefault(user_id, set()).add(key_id)
@@ -139,9 +238,11 @@ class LiveTables:
                 scopes=role.scopes.intersection(scopes),  # never more than its owner holds now
                 key_id=key_id,
                 models=models,
-                limits=keys.limits_of(*limits),
+                limits=limits_of(*limits),
                 limit_id=key_id,
                 _allows=self._pattern(models),
+                team_id=team_id,
+                networks=self._network(networks),
             )
             self._refused.pop(digest, None)
             self._by_digest[digest] = KeyRecord(key_id, digest, principal, _earlier(expires_at, digest_end))
@@ -151,20 +252,45 @@ class LiveTables:
             self._patterns[globs] = Principal.compile_globs(globs)
         return self._patterns[globs]
 
+    def _network(self, texts: tuple[str, ...]) -> Networks | None:
+        if texts not in self._networks:
+            try:
+                self._networks[texts] = parse_networks(texts)
+            except ValueError:  # no change writes such a thing: whoever did meant to restrict it
+                self._networks[texts] = Networks()
+        return self._networks[texts]
+
 
 def user_record(user: users.User) -> UserRecord:
-    principal = Principal(user_id=user.id, role=user.role, scopes=user.role.scopes, limit_id=user.id)
+    """What a login token of this user stands for."""
+    principal = Principal(
+        user_id=user.id, role=user.role, scopes=user.role.scopes, limits=user.limits, limit_id=user.id, team_id=user.team_id
+    )
     return UserRecord(user.id, user.email, user.role, principal, user.token_epoch)
 
 
 def _budgets(rows: Iterable[_Row]) -> dict[str, Budget]:
     """Key id -> budget."""
-    found = {row.id: keys.limits_of(row.rpm, row.tpm, row.concurrency, row.budget_pusd, row.budget_window).budget for row in rows}
+    found = {row.id: limits_of(row.rpm, row.tpm, row.concurrency, row.budget_pusd, row.budget_window).budget for row in rows}
     return {key_id: budget for key_id, budget in found.items() if budget is not None}
 
 
-async def _rows(conn: AsyncConnection, key_id: str | None = None, user_id: str | None = None) -> list[_Row]:
-    return list((await conn.execute(keys.digest_rows(key_id, user_id))).all())
+def _budgets_of(people: Iterable[users.User | None]) -> dict[str, Budget]:
+    """User id -> budget, for what they do with login tokens."""
+    return {user.id: user.limits.budget for user in people if user is not None and user.limits.budget is not None}
+
+
+async def _rows(conn: AsyncConnection, key_ids: Collection[str]) -> list[_Row]:
+    return list((await conn.execute(keys.digest_rows(key_ids))).all())
+
+
+async def _let_go(tables: Iterable[dict[Any, Any]]) -> None:
+    """Empty tables that nobody uses any more, some at a time: to free a hundred thousand records at once takes a while."""
+    for table in tables:
+        while table:
+            for _ in range(min(len(table), 5 * STEP)):
+                table.popitem()
+            await asyncio.sleep(0)
 
 
 @contextmanager

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.store.secret_key import fingerprint
+from gateway.store.secret_key import SecretKeys, fingerprint
 from gateway.store.tables import meta
 
 _KEY_FINGERPRINT = "secret_key_fingerprint"
@@ -24,6 +24,18 @@ async def put_if_absent(conn: AsyncConnection, name: str, value: str) -> str:
 
 
 async def secret_key_matches(conn: AsyncConnection, secret_key: str) -> bool:
-    """Is this the GATEWAY_SECRET_KEY that the database was set up with? The first key seen is remembered, by its fingerprint."""
+    """Is this the GATEWAY_SECRET_KEY that everything is encrypted with? The first key seen is remembered, by its fingerprint."""
     mine = fingerprint(secret_key)
     return await put_if_absent(conn, _KEY_FINGERPRINT, mine) == mine
+
+
+async def secret_key_is_previous(conn: AsyncConnection, keys: SecretKeys) -> bool:
+    """Is everything still encrypted with a key that is being replaced?"""
+    return await get(conn, _KEY_FINGERPRINT) in {fingerprint(key) for key in keys.previous}
+
+
+async def remember_secret_key(conn: AsyncConnection, secret_key: str) -> None:
+    """Everything is encrypted with this one now."""
+    mine = fingerprint(secret_key)
+    if await put_if_absent(conn, _KEY_FINGERPRINT, mine) != mine:
+        await conn.execute(update(meta).where(meta.c.name == _KEY_FINGERPRINT).values(value=mine))

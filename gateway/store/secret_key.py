@@ -1,6 +1,7 @@
-"""GATEWAY_SECRET_KEY: where it comes from, when it is refused, and the keys derived from it.
+"""GATEWAY_SECRET_KEY: where it comes from, when it is refused, the keys derived from it, and the one before it.
 
 It is never used itself: each purpose gets 32 bytes of its own by HKDF-SHA256, so that none can be computed from another.
+While it is being replaced there are two: the new one encrypts, both open, until `gateway secrets rotate` has encrypted everything anew.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -16,8 +18,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from gateway.store.errors import SecretKeyRefused
 
 FILE_NAME = "secret.key"
-ACCESS_TOKENS = "access tokens"  # purpose: signing login tokens
-STORED_SECRETS = "stored secrets"  # purpose: encrypting upstream keys
+PREVIOUS_FILE_NAME = "secret.key.previous"
+STORED_SECRETS = "stored secrets"  # purpose: encrypting upstream keys and signing keys
 _MIN_CHARS = 32
 _MIN_DISTINCT = 10
 _SAMPLE_WORDS = (
@@ -35,6 +37,30 @@ _SAMPLE_WORDS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class SecretKeys:
+    """`current` encrypts; what one of `previous` encrypted is still opened. None of them is in a repr."""
+
+    current: str = field(repr=False)
+    previous: tuple[str, ...] = field(default=(), repr=False)
+
+
+def load_secret_keys(home: Path, configured: str = "", file: Path | None = None, previous: str = "") -> SecretKeys:
+    """`configured` if given, else the content of `file`, else that of `home/secret.key`, which is made where there is none.
+
+    The one before it: `previous` if given, else the content of `home/secret.key.previous`, if that is there. Raises `SecretKeyRefused`.
+    """
+    if configured and file is not None:
+        raise SecretKeyRefused("GATEWAY_SECRET_KEY and GATEWAY_SECRET_KEY_FILE are both set: leave one of them empty.")
+    if file is not None:
+        current = check_secret_key(_read(file, writable_only=True), f"GATEWAY_SECRET_KEY_FILE ({file})")
+    else:
+        current = load_or_create_secret_key(home, configured)
+    if not previous and (home / PREVIOUS_FILE_NAME).exists():
+        previous = _read(home / PREVIOUS_FILE_NAME)
+    return SecretKeys(current, (previous,) if previous and previous != current else ())
+
+
 def load_or_create_secret_key(home: Path, configured: str = "") -> str:
     """`configured` if given, else the content of `home/secret.key`, which is made (mode 0600) if there is none.
 
@@ -46,15 +72,9 @@ def load_or_create_secret_key(home: Path, configured: str = "") -> str:
     try:
         if not path.exists():
             _create(path)
-        if path.stat().st_mode & 0o077:
-            raise SecretKeyRefused(
-                f"{path} can be read by other users of this machine: run `chmod 600 {path}`, and consider making a new key."
-            )
-        return check_secret_key(path.read_text("ascii").strip(), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SecretKeyRefused(
-            f"The secret key in {path} cannot be read or made: {getattr(error, 'strerror', None) or 'not text'}."
-        ) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    return check_secret_key(_read(path), str(path))
 
 
 def check_secret_key(key: str, source: str) -> str:
@@ -76,6 +96,25 @@ def derive(secret_key: str, purpose: str) -> bytes:
 def fingerprint(secret_key: str) -> str:
     """Tells two keys apart and says nothing about either."""
     return hashlib.sha256(derive(secret_key, "fingerprint")).hexdigest()[:16]
+
+
+def _read(path: Path, *, writable_only: bool = False) -> str:
+    """The one line in a file that is for its owner alone; or, `writable_only`, that nobody else may write: secrets that are mounted into
+    a container can often be read by all of the few users in there. Raises `SecretKeyRefused`.
+    """
+    try:
+        if path.stat().st_mode & (0o022 if writable_only else 0o077):
+            raise SecretKeyRefused(
+                f"{path} can be {'written' if writable_only else 'read'} by other users of this machine: "
+                f"run `chmod 600 {path}`, and consider making a new key."
+            )
+        return path.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> SecretKeyRefused:
+    return SecretKeyRefused(f"The secret key in {path} cannot be read or made: {getattr(error, 'strerror', None) or 'not text'}.")
 
 
 def _create(path: Path) -> None:

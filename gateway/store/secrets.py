@@ -12,7 +12,7 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.errors import SecretUnreadable
-from gateway.store.secret_key import STORED_SECRETS, derive
+from gateway.store.secret_key import STORED_SECRETS, SecretKeys, derive
 from gateway.store.tables import secrets
 
 
@@ -21,6 +21,10 @@ class SecretBox:
 
     def __init__(self, secret_key: str, previous: Sequence[str] = ()) -> None:
         self._fernet = MultiFernet([Fernet(base64.urlsafe_b64encode(derive(key, STORED_SECRETS))) for key in (secret_key, *previous)])
+
+    @classmethod
+    def of(cls, keys: SecretKeys) -> SecretBox:
+        return cls(keys.current, keys.previous)
 
     def seal(self, value: str) -> bytes:
         return self._fernet.encrypt(value.encode())

@@ -52,7 +52,7 @@ api_keys = Table(
     "api_keys",
     metadata,
     Column("id", Text, primary_key=True),  # the public id in the key's text
-    Column("user_id", Text, ForeignKey("users.id"), nullable=False, index=True),
+    Column("user_id", Text, ForeignKey("users.id"), nullable=False),
     Column("name", Text, nullable=False),
     Column("models", Strings, nullable=False),  # globs over route ids
     Column("scopes", Strings, nullable=False),
@@ -68,7 +68,9 @@ api_keys = Table(
     Column("networks", Strings, nullable=False, server_default="[]"),  # CIDR; [] = from anywhere
     Column("prefix", Text),  # what is shown of an imported key; null: it begins with "sk-gw-" and its id
     Column("created_by", Text),
+    Column("search_text", Text, nullable=False, server_default=""),  # name, description and prefix in lower case
     Index(None, "created_at", "id"),
+    Index(None, "user_id", "created_at", "id"),
 )
 
 # When a key was last used, to the minute. Beside the keys: it changes all the time, and nobody reloads anything for it.
@@ -128,6 +130,7 @@ identities = Table(
     Column("subject", Text, primary_key=True),
     Column("user_id", Text, ForeignKey("users.id"), nullable=False, index=True),
     Column("created_at", Time, nullable=False),
+    Column("role", Text),  # what the provider last said, mapped: only a change of it is carried over
 )
 
 # One-time codes that a browser's login hands to the command line that began it.
@@ -193,6 +196,7 @@ changes = Table(
     sqlite_autoincrement=True,
 )
 
+# Append-only: triggers refuse everything else (r0004).
 audit = Table(
     "audit",
     metadata,
@@ -206,7 +210,11 @@ audit = Table(
     Column("entity_id", Text, nullable=False),
     Column("before", JsonText),
     Column("after", JsonText),
+    Column("hash", LargeBinary, nullable=False),  # over the entry and the hash before it: gateway.store.chain
     Index(None, "entity", "entity_id"),
+    Index(None, "actor_user_id", "id"),
+    Index(None, "action", "id"),
+    Index(None, "at"),
     sqlite_autoincrement=True,
 )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy import Column, ColumnElement, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.booking import COUNTERS, HOUR_S
@@ -85,15 +85,23 @@ async def usage_by_arm(
 
 async def spent_since(conn: AsyncConnection, windows: Mapping[str, float]) -> dict[str, int]:
     """What each key has spent, in pusd, since its time (Unix seconds, on a whole hour). Keys without spending are absent."""
+    return await _spent(conn, windows, usage_rollup.c.key_id)
+
+
+async def spent_by_logins_since(conn: AsyncConnection, windows: Mapping[str, float]) -> dict[str, int]:
+    """The same by user id, of what each user has spent with login tokens: their keys have budgets of their own."""
+    return await _spent(conn, windows, usage_rollup.c.user_id, usage_rollup.c.key_id == "")
+
+
+async def _spent(conn: AsyncConnection, windows: Mapping[str, float], who: Column[Any], *only: ColumnElement[bool]) -> dict[str, int]:
     spent: dict[str, int] = {}
     by_start: dict[float, list[str]] = defaultdict(list)
-    for key_id, since_s in windows.items():
-        by_start[since_s].append(key_id)
-    table = usage_rollup.c
-    for since_s, key_ids in by_start.items():
-        for start in range(0, len(key_ids), _CHUNK):
-            chosen = table.key_id.in_(key_ids[start : start + _CHUNK])
-            query = select(table.key_id, *_sums()).where(chosen, table.hour >= _hour(since_s)).group_by(table.key_id)
+    for limit_id, since_s in windows.items():
+        by_start[since_s].append(limit_id)
+    for since_s, ids in by_start.items():
+        for start in range(0, len(ids), _CHUNK):
+            chosen = (who.in_(ids[start : start + _CHUNK]), usage_rollup.c.hour >= _hour(since_s), *only)
+            query = select(who, *_sums()).where(*chosen).group_by(who)
             spent.update((row[0], _cost(row)) for row in (await conn.execute(query)).all())
     return spent
 

@@ -1,23 +1,43 @@
-"""Users. E-mails are compared and stored in lower case, without spaces around them."""
+"""Users: people, and services that only hold keys. E-mails are compared and stored in lower case, without spaces around them."""
 
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import ColumnElement, Select, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from auth.principal import Role
+from auth.principal import Limits, Role
+from gateway.store.limits import NAMES as _LIMITS
+from gateway.store.limits import limit_values, limits_of
 from gateway.store.tables import users
 
-_COLUMNS = (users.c.id, users.c.email, users.c.role, users.c.token_epoch, users.c.created_at, users.c.disabled_at)
+_U = users.c
+_COLUMNS = (
+    _U.id, _U.email, _U.role, _U.token_epoch, _U.created_at, _U.disabled_at, _U.kind, _U.name, _U.team_id, _U.last_login_at,
+    *(_U[name] for name in _LIMITS),
+)  # fmt: skip
+_ID = "usr_"  # no key id holds an underscore
+SERVICE_DOMAIN = "service"
+"""A service's address is NAME@service: nobody can receive mail there, and no person can have it."""
+
+
+class Kind(StrEnum):
+    """What a user is. A service never logs in."""
+
+    PERSON = "person"
+    SERVICE = "service"
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """One person or service. Times are Unix seconds. The password's hash is never part of it."""
+    """One person or service. Times are Unix seconds. The password's hash is never part of it.
+
+    `limits`: of what they do with a login token; keys have their own. `team_id` None: of no team.
+    """
 
     id: str
     email: str
@@ -25,85 +45,160 @@ class User:
     token_epoch: int
     created_at: float
     disabled_at: float | None = None
+    kind: Kind = Kind.PERSON
+    name: str | None = None
+    team_id: str | None = None
+    last_login_at: float | None = None
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def enabled(self) -> bool:
         return self.disabled_at is None
+
+    @property
+    def is_service(self) -> bool:
+        return self.kind == Kind.SERVICE
+
+
+def is_user_id(text: str) -> bool:
+    """Is this the id of a user, and not of a key?"""
+    return text.startswith(_ID)
 
 
 def normalise_email(email: str) -> str:
     return email.strip().lower()
 
 
-async def create(conn: AsyncConnection, email: str, role: Role, password_hash: str | None, now_s: float) -> User:
+async def create(
+    conn: AsyncConnection,
+    email: str,
+    role: Role,
+    password_hash: str | None,
+    now_s: float,
+    *,
+    kind: Kind = Kind.PERSON,
+    name: str | None = None,
+    team_id: str | None = None,
+    limits: Limits | None = None,
+) -> User:
     """The caller has checked that the e-mail is free."""
-    user = User(f"usr_{secrets.token_hex(8)}", normalise_email(email), role, 0, now_s)
-    values = {"id": user.id, "email": user.email, "role": role.value, "token_epoch": 0, "created_at": now_s}
-    await conn.execute(insert(users).values(password_hash=password_hash, disabled_at=None, **values))
+    user_id, limits = f"{_ID}{secrets.token_hex(8)}", limits or Limits()
+    user = User(user_id, normalise_email(email), role, 0, now_s, kind=kind, name=name, team_id=team_id, limits=limits)
+    values: dict[str, Any] = {"id": user.id, "email": user.email, "role": role.value, "token_epoch": 0, "created_at": now_s}
+    values |= {"kind": kind.value, "name": name, "team_id": team_id, "password_hash": password_hash, "disabled_at": None}
+    await conn.execute(insert(users).values(values | limit_values(limits)))
     return user
 
 
 async def by_id(conn: AsyncConnection, user_id: str) -> User | None:
-    return _user((await conn.execute(select(*_COLUMNS).where(users.c.id == user_id))).one_or_none())
+    return _user((await conn.execute(select(*_COLUMNS).where(_U.id == user_id))).one_or_none())
 
 
 async def by_email(conn: AsyncConnection, email: str) -> User | None:
-    return _user((await conn.execute(select(*_COLUMNS).where(users.c.email == normalise_email(email)))).one_or_none())
+    return _user((await conn.execute(select(*_COLUMNS).where(_U.email == normalise_email(email)))).one_or_none())
 
 
 async def all_enabled(conn: AsyncConnection) -> list[User]:
-    rows = (await conn.execute(select(*_COLUMNS).where(users.c.disabled_at.is_(None)))).all()
-    return [User(r[0], r[1], Role(r[2]), *r[3:]) for r in rows]
+    rows = (await conn.execute(select(*_COLUMNS).where(_U.disabled_at.is_(None)))).all()
+    return [_made(row) for row in rows]
 
 
-async def page(conn: AsyncConnection, *, after: str = "", limit: int = 50, search: str = "") -> list[User]:
-    """Users by e-mail, those after the e-mail `after`; `search` is a part of the e-mail (no wildcards)."""
-    query = select(*_COLUMNS).where(users.c.email > after).order_by(users.c.email).limit(limit)
-    if search:
-        query = query.where(users.c.email.contains(normalise_email(search), autoescape=True))
-    return [User(r[0], r[1], Role(r[2]), *r[3:]) for r in (await conn.execute(query)).all()]
+async def page(
+    conn: AsyncConnection, *, after: str = "", limit: int = 50, search: str = "", team_id: str | None = None, kind: Kind | None = None
+) -> list[User]:
+    """Users by e-mail, those after the e-mail `after`. `search`: a part of the e-mail or the name, in any case (no wildcards).
+
+    `team_id`: only this team's ("" is no team's); None: all.
+    """
+    query = select(*_COLUMNS).where(_U.email > after).order_by(_U.email).limit(limit)
+    if search.strip():
+        query = query.where(_holding(search))
+    if team_id is not None:
+        query = query.where(_U.team_id == team_id)
+    if kind is not None:
+        query = query.where(_U.kind == kind.value)
+    return [_made(row) for row in (await conn.execute(query)).all()]
 
 
 async def password_hash(conn: AsyncConnection, user_id: str) -> str | None:
-    return (await conn.execute(select(users.c.password_hash).where(users.c.id == user_id))).scalar()
+    return (await conn.execute(select(_U.password_hash).where(_U.id == user_id))).scalar()
 
 
 async def replace_hash(conn: AsyncConnection, user_id: str, old_hash: str, new_hash: str) -> None:
     """Only if it is still `old_hash`: a password changed meanwhile stays changed."""
-    await conn.execute(update(users).where(users.c.id == user_id, users.c.password_hash == old_hash).values(password_hash=new_hash))
+    await conn.execute(update(users).where(_U.id == user_id, _U.password_hash == old_hash).values(password_hash=new_hash))
 
 
 async def set_role(conn: AsyncConnection, user_id: str, role: Role) -> None:
-    await conn.execute(update(users).where(users.c.id == user_id).values(role=role.value))
+    await _update(conn, user_id, role=role.value)
+
+
+async def set_team(conn: AsyncConnection, user_id: str, team_id: str | None) -> None:
+    await _update(conn, user_id, team_id=team_id)
+
+
+async def set_name(conn: AsyncConnection, user_id: str, name: str | None) -> None:
+    await _update(conn, user_id, name=name)
+
+
+async def set_limits(conn: AsyncConnection, user_id: str, limits: Limits) -> None:
+    await _update(conn, user_id, **limit_values(limits))
 
 
 async def set_password(conn: AsyncConnection, user_id: str, new_hash: str) -> None:
     """Login tokens issued so far stop working."""
-    await _update(conn, user_id, password_hash=new_hash, token_epoch=users.c.token_epoch + 1)
+    await _update(conn, user_id, password_hash=new_hash, token_epoch=_U.token_epoch + 1)
+
+
+async def end_logins(conn: AsyncConnection, user_id: str) -> None:
+    """Login tokens issued so far stop working."""
+    await _update(conn, user_id, token_epoch=_U.token_epoch + 1)
 
 
 async def set_disabled(conn: AsyncConnection, user_id: str, disabled_at: float | None) -> None:
     """Login tokens issued so far stop working, also after the user is enabled again."""
-    await _update(conn, user_id, disabled_at=disabled_at, token_epoch=users.c.token_epoch + 1)
+    await _update(conn, user_id, disabled_at=disabled_at, token_epoch=_U.token_epoch + 1)
+
+
+async def set_last_login(conn: AsyncConnection, user_id: str, now_s: float) -> None:
+    await _update(conn, user_id, last_login_at=now_s)
 
 
 async def count_admins(conn: AsyncConnection) -> int:
-    """Enabled admins."""
-    query = select(func.count()).select_from(users).where(users.c.role == Role.ADMIN.value, users.c.disabled_at.is_(None))
-    return int((await conn.execute(query)).scalar_one())
+    """Enabled admins that are people: a service cannot log in."""
+    return int((await conn.execute(_admins(select(func.count()).select_from(users)))).scalar_one())
 
 
 async def first_admin(conn: AsyncConnection) -> User | None:
-    """The enabled admin that was created first."""
-    query = (
-        select(*_COLUMNS).where(users.c.role == Role.ADMIN.value, users.c.disabled_at.is_(None)).order_by(users.c.created_at, users.c.id)
-    )
-    return _user((await conn.execute(query.limit(1))).one_or_none())
+    """The enabled admin that was created first, a person."""
+    query = _admins(select(*_COLUMNS)).order_by(_U.created_at, _U.id).limit(1)
+    return _user((await conn.execute(query)).one_or_none())
+
+
+def of_team(team_id: str) -> Select[Any]:
+    """The ids of a team's users, to be used inside another query."""
+    return select(_U.id).where(_U.team_id == team_id)
+
+
+def _admins(query: Select[Any]) -> Select[Any]:
+    return query.where(_U.role == Role.ADMIN.value, _U.disabled_at.is_(None), _U.kind == Kind.PERSON.value)
+
+
+def _holding(search: str) -> ColumnElement[bool]:
+    """Databases may lower ASCII alone: other letters of a name are found as they are written."""
+    words, lowered = search.strip(), normalise_email(search)
+    named = (_U.name.contains(words, autoescape=True), func.lower(_U.name).contains(lowered, autoescape=True))
+    return or_(_U.email.contains(lowered, autoescape=True), *named)
 
 
 async def _update(conn: AsyncConnection, user_id: str, **values: Any) -> None:
-    await conn.execute(update(users).where(users.c.id == user_id).values(values))
+    await conn.execute(update(users).where(_U.id == user_id).values(values))
 
 
 def _user(row: Any) -> User | None:
-    return None if row is None else User(row[0], row[1], Role(row[2]), *row[3:])
+    return None if row is None else _made(row)
+
+
+def _made(row: Any) -> User:
+    user_id, email, role, epoch, created_at, disabled_at, kind, name, team_id, last_login_at, *limits = row
+    return User(user_id, email, Role(role), epoch, created_at, disabled_at, Kind(kind), name, team_id, last_login_at, limits_of(*limits))

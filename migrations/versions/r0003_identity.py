@@ -31,6 +31,10 @@ def upgrade() -> None:
     op.add_column("api_keys", sa.Column("networks", sa.Text(), nullable=False, server_default="[]"))
     op.add_column("api_keys", sa.Column("prefix", sa.Text(), nullable=True))
     op.add_column("api_keys", sa.Column("created_by", sa.Text(), nullable=True))
+    op.add_column("api_keys", sa.Column("search_text", sa.Text(), nullable=False, server_default=""))
+    op.create_index(op.f("ix_api_keys_user_id_created_at_id"), "api_keys", ["user_id", "created_at", "id"])
+    op.drop_index(op.f("ix_api_keys_user_id"), "api_keys")
+    _make_searchable()
     op.create_table(
         "key_uses",
         sa.Column("key_id", sa.Text(), nullable=False),
@@ -63,6 +67,7 @@ def upgrade() -> None:
         sa.Column("subject", sa.Text(), nullable=False),
         sa.Column("user_id", sa.Text(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("role", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("issuer", "subject", name=op.f("pk_identities")),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_identities_user_id_users")),
     )
@@ -87,3 +92,13 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.Double(), nullable=True),
         sa.PrimaryKeyConstraint("kid", name=op.f("pk_signing_keys")),
     )
+
+
+def _make_searchable() -> None:
+    """What keys are searched by, in lower case: as the store writes it, and SQL's own lower() knows ASCII alone."""
+    keys = sa.table("api_keys", sa.column("id", sa.Text), sa.column("name", sa.Text), sa.column("search_text", sa.Text))
+    found = op.get_bind().execute(sa.select(keys.c.id, keys.c.name)).all()
+    rows = [{"key_id": key_id, "text": f"{name}\n\nsk-gw-{key_id}".lower()} for key_id, name in found]
+    if rows:
+        change = keys.update().where(keys.c.id == sa.bindparam("key_id")).values(search_text=sa.bindparam("text"))
+        op.get_bind().execute(change, rows)

@@ -45,7 +45,7 @@ def tool(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with gateway(tmp_path_factory.mktemp("behind"), CONFIG) as running:
+    with gateway(tmp_path_factory.mktemp("behind"), CONFIG, GATEWAY_TRUSTED_PROXIES="127.0.0.1") as running:
         yield running
 
 
@@ -155,6 +155,23 @@ def test_refusals_are_the_gateways_own(front: httpx.Client) -> None:
     assert answer.status_code == 401
     assert answer.json()["error"]["code"] == "invalid_api_key"
     assert answer.headers["x-request-id"]
+
+
+def test_the_gateway_knows_who_asked_and_what_clients_write_does_not_count(front: httpx.Client, server: Gateway) -> None:
+    token = front.post("/auth/login", json={"email": "admin@localhost", "password": PASSWORD}).json()["access_token"]
+    mine = {"authorization": f"Bearer {token}", "x-forwarded-for": "203.0.113.7", "forwarded": "for=203.0.113.8"}
+    elsewhere = httpx.HTTPTransport(verify=False, local_address="127.5.5.5", trust_env=False)  # another client, on this machine too
+    with httpx.Client(base_url=front.base_url, transport=elsewhere, headers=mine) as client:
+        made = client.post("/admin/keys", json={"name": "through nginx"})
+    assert made.status_code == 201
+    assert made.headers.get_list("strict-transport-security") == ["max-age=31536000"]
+    direct = httpx.post(f"{server.url}/admin/keys", json={"name": "direct"}, headers=mine, trust_env=False)
+    assert direct.status_code == 201
+    assert "strict-transport-security" not in direct.headers
+    found = front.get("/admin/audit", headers=mine).json()["data"]
+    addresses = {entry["entity_id"]: entry["address"] for entry in found if entry["entity"] == "key"}
+    assert addresses[made.json()["id"]] == "127.5.5.5"  # as nginx says, whatever the client wrote
+    assert addresses[direct.json()["id"]] is None  # from the proxy's own address, in two headers that disagree: nobody's
 
 
 def test_a_login_cookie_is_for_tls_alone_and_guesses_are_slowed(front: httpx.Client) -> None:

@@ -46,9 +46,12 @@ class Authority:
         context.load_cert_chain(*self.issue(name, host, expired=expired))
         return context
 
-    def client_context(self) -> ssl.SSLContext:
-        """Trusts this authority alone."""
-        return ssl.create_default_context(cafile=str(self.file))
+    def client_context(self, identity: tuple[Path, Path] | None = None) -> ssl.SSLContext:
+        """Trusts this authority alone. `identity`: chain and key files of what the client shows where it is asked."""
+        context = ssl.create_default_context(cafile=str(self.file))
+        if identity is not None:
+            context.load_cert_chain(*identity)
+        return context
 
 
 def _named(text: str) -> x509.Name:

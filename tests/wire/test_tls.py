@@ -526,7 +526,11 @@ def test_the_images_health_check_speaks_tls_too(stage: Stage) -> None:
     _, option, program = json.loads(check.partition("CMD")[2])
 
     def health(port: int) -> int:
-        environment = {"PORT": str(port), "GATEWAY_TLS_CERT_FILE": stage.gateway.environment["GATEWAY_TLS_CERT_FILE"]}
+        environment = {
+            "PORT": str(port),
+            "GATEWAY_HOME": str(stage.gateway.home),
+            "GATEWAY_TLS_CERT_FILE": stage.gateway.environment["GATEWAY_TLS_CERT_FILE"],
+        }
         return subprocess.run([sys.executable, option, program], env=environment, capture_output=True).returncode
 
     assert health(stage.gateway.port) == 0

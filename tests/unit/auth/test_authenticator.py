@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from auth.authenticator import Authenticator
-from auth.errors import CredentialInvalid, CredentialMissing
+from auth.errors import CredentialInvalid, CredentialMissing, StoreAway
 from auth.keys import digest, mint
 from auth.ports import KeyRecord, UserRecord
 from auth.principal import Principal, Role
@@ -15,6 +15,8 @@ SECRET = bytes(range(32))
 
 class Store:
     """A credential store with one key and one user."""
+
+    away = False
 
     def __init__(self) -> None:
         self.key_id, self.key = mint()
@@ -100,3 +102,19 @@ def test_a_bad_token_never_falls_through_to_the_keys(store: Store, authenticator
     store.records[digest(bad)] = KeyRecord("k", digest(bad), store.principal)
     assert reason(authenticator, bad) == "signature"
     assert reason(authenticator, b"eyJ\xff.a.b") == "malformed"
+
+
+def test_while_the_database_is_away_the_unknown_are_asked_to_come_back_and_the_refused_stay_refused(
+    store: Store, authenticator: Authenticator
+) -> None:
+    store.away = True
+    _, new = mint()
+    with pytest.raises(StoreAway):
+        authenticator.authenticate(new.encode(), NOW)
+    token = AccessTokens(SECRET).issue(UserRecord("usr_new", "n@localhost", Role.MEMBER, store.principal, 0), NOW)
+    with pytest.raises(StoreAway):
+        authenticator.authenticate(token.encode(), NOW)
+    store.refused[digest(new)] = "revoked"
+    assert reason(authenticator, new.encode()) == "revoked"
+    assert authenticator.authenticate(store.key.encode(), NOW) is store.principal
+    assert reason(authenticator, token[:-4].encode() + b"AAAA") == "signature"

@@ -9,6 +9,7 @@ import pytest
 
 from auth.errors import HasherBusy, PasswordUnsuitable
 from auth.passwords import Passwords
+from auth.turns import Turns
 
 GOOD = "correct horse"
 
@@ -68,10 +69,29 @@ async def test_unsuitable_passwords(passwords: Passwords) -> None:
 
 
 async def test_one_hash_at_a_time_and_a_bounded_queue() -> None:
-    passwords = Passwords(memory_kib=1024, rounds=1, max_waiting=2)
+    passwords = Passwords(memory_kib=1024, rounds=1, turns=Turns(max_behind=2))
     before = threading.active_count()
     results = await asyncio.gather(*(passwords.verify(GOOD, None) for _ in range(10)), return_exceptions=True)
     assert sum(isinstance(r, HasherBusy) for r in results) == 7  # one at work, two waiting
     assert threading.active_count() - before <= 1
     assert await passwords.verify(GOOD, None) == (False, None)  # the queue is free again
     passwords.close()
+
+
+async def test_strangers_do_not_stand_before_who_is_ahead() -> None:
+    passwords = Passwords(memory_kib=64, rounds=1, turns=Turns(max_behind=3, share=0.001, burst_s=0.0))
+    stored = await passwords.hash(GOOD)  # of somebody who has proven who they are: ahead as well
+    strangers = [asyncio.create_task(passwords.verify("wrong horse", stored)) for _ in range(4)]
+    await asyncio.sleep(0.05)
+    assert await asyncio.wait_for(passwords.verify(GOOD, stored, ahead=True), 2) == (True, None)
+    assert not all(task.done() for task in strangers)
+    passwords.close()
+    for task in strangers:
+        task.cancel()
+    await asyncio.gather(*strangers, return_exceptions=True)
+
+
+async def test_a_common_password_is_refused_and_the_users_own_e_mail(passwords: Passwords) -> None:
+    for password, email in (("Password123!", ""), ("dana@example.com", "dana@example.com")):
+        with pytest.raises(PasswordUnsuitable):
+            await passwords.hash(password, email=email)

@@ -2,21 +2,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Table, select
 
+from auth.keys import digest
 from auth.principal import Budget, Limits, Role
 from gateway import changes
-from gateway.changes import Actor
+from gateway.changes import Actor, Grant
 from gateway.errors import Conflict, Forbidden, GatewayError, InvalidRequest, NotFound
 from gateway.store import changelog, keys, revisions, secrets, trail, users
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
 from gateway.store.revisions import Revision
 from gateway.store.secrets import SecretBox
-from gateway.store.tables import metadata
+from gateway.store.tables import api_key_digests, metadata
 from gateway.store.users import User
 
 CLI = Actor(None, "cli")
@@ -41,6 +44,10 @@ class House:
     async def audit(self) -> list[trail.AuditEntry]:
         async with self.db.read() as conn:
             return await trail.page(conn)
+
+    async def rows(self, table: Table) -> Sequence[Any]:
+        async with self.db.read() as conn:
+            return (await conn.execute(select(table))).all()
 
     async def dump(self) -> str:
         """Every value of every table."""
@@ -68,7 +75,7 @@ async def member(house: House, admin: User) -> User:
 
 
 def acting(user: User, scopes: frozenset[str] | None = None) -> Actor:
-    return Actor(user.id, "api", "192.0.2.1", scopes)
+    return Actor(user.id, "api", "192.0.2.1", scopes, login=True)
 
 
 async def test_a_change_is_logged_audited_and_announced(house: House, admin: User) -> None:
@@ -171,7 +178,14 @@ async def test_a_key_is_shown_once_and_stored_as_its_digest(house: House, admin:
         ("models", {"models": []}),
         ("models", {"models": [""]}),
         ("models", {"models": [" chat"]}),
-        ("models", {"models": ["x"] * 101}),
+        ("models", {"models": [f"m{n}" for n in range(101)]}),
+        ("networks", {"networks": ["10.0.0.0/33"]}),
+        ("networks", {"networks": ["10.1.2.3/8"]}),
+        ("networks", {"networks": ["office"]}),
+        ("networks", {"networks": ["10.0.0.0/8", " "]}),
+        ("networks", {"networks": [f"10.0.{n}.0/24" for n in range(101)]}),
+        ("description", {"description": "x" * 1001}),
+        ("description", {"description": "a\x00b"}),
         ("rpm", {"limits": Limits(rpm=0)}),
         ("tpm", {"limits": Limits(tpm=-5)}),
         ("concurrency", {"limits": Limits(concurrency=2**63)}),
@@ -186,24 +200,52 @@ async def test_keys_that_make_no_sense_are_refused(house: House, admin: User, fi
     assert refused.value.param == field
 
 
-async def test_a_caller_grants_only_what_it_holds(house: House, admin: User, member: User) -> None:
-    mine = await house.create_key(acting(member), name="mine", scopes=["inference", "usage"])
-    for scopes in (["admin"], ["metrics"], ["inference", "admin"]):
+async def test_whoever_is_no_manager_makes_no_keys(house: House, admin: User, member: User) -> None:
+    for owner in (None, member.id, admin.id, "usr_nobody"):
         with pytest.raises(Forbidden):
-            await house.create_key(acting(member), name="more", scopes=scopes)
-    for owner in (admin.id, "usr_nobody"):
-        with pytest.raises(Forbidden):
-            await house.create_key(acting(member), name="theirs", owner_id=owner)
-    with pytest.raises(Forbidden):  # through a key that carries less than its owner
-        await house.create_key(acting(member, frozenset({"usage"})), name="more", scopes=["inference"])
+            await house.create_key(acting(member), name="mine", owner_id=owner)
     with pytest.raises(InvalidRequest):  # not even an admin gives a member's key what its owner cannot have
         await house.create_key(acting(admin), name="k", owner_id=member.id, scopes=["admin"])
+
+
+async def test_a_member_rotates_and_revokes_their_own_keys_and_changes_none(house: House, admin: User, member: User) -> None:
+    mine = await house.create_key(CLI, name="mine", owner_id=member.id, scopes=["inference", "usage"], limits=Limits(rpm=1))
     theirs = await house.create_key(acting(admin), name="admins", scopes=["admin"])
     for action in ("revoke_key", "rotate_key"):
         with pytest.raises(NotFound):
             await getattr(house, action)(acting(member), theirs.id)
+        with pytest.raises(Forbidden):  # a key is no person: it does not prolong its own life
+            await getattr(house, action)(replace(acting(member), login=False), mine.id)
+    with pytest.raises(Forbidden):
+        await house.update_key(acting(member), mine.id, {"rpm": 100})
     assert (await house.rotate_key(acting(member), mine.id)).id == mine.id
     assert (await house.revoke_key(acting(member), mine.id)).revoked_at is not None
+
+
+async def test_an_existing_key_is_taken_as_its_digest(house: House, admin: User, member: User) -> None:
+    text = "sk-proj-Vq8Zr2mVx7Lw0Yc4Nh6Ks9Pd1Gt5Bf3Jx"
+    for actor in (acting(member), acting(admin, frozenset({"inference"}))):
+        with pytest.raises(Forbidden):
+            await house.import_key(actor, text, Grant("old"))
+    key = await house.import_key(acting(admin), text, Grant(" old ", member.id, ("inference",), limits=Limits(rpm=3), networks=("::1",)))
+    assert (key.name, key.user_id, key.limits, key.networks, key.prefix) == ("old", member.id, Limits(rpm=3), ("::1/128",), "sk-proj-")
+    assert key.created_by == admin.id
+    dump = await house.dump()
+    assert text not in dump
+    assert text[8:] not in dump
+    assert digest(text) in {row.digest for row in await house.rows(api_key_digests)}
+    with pytest.raises(Conflict):
+        await house.import_key(CLI, text, Grant("again"))
+    with pytest.raises(InvalidRequest) as refused:
+        await house.import_key(CLI, "your-api-key-here-your-api-key", Grant("weak"))
+    assert refused.value.param == "key"
+    with pytest.raises(InvalidRequest):
+        await house.import_key(CLI, text + "x", Grant("k", member.id, ("admin",)))
+    rotated = await house.rotate_key(acting(member), key.id)
+    assert rotated.key.startswith(f"sk-gw-{key.id}-")
+    with pytest.raises(Conflict):  # its id is taken, though the text is another
+        await house.import_key(CLI, f"sk-gw-{key.id}-{'x' * 43}", Grant("again"))
+    assert [entry.action for entry in await house.audit()][:2] == ["rotate", "import"]
 
 
 @pytest.mark.parametrize("who", ["member", "narrowed admin", "disabled admin", "nobody"])

@@ -23,7 +23,7 @@ from backends.base import Backend
 from backends.echo import EchoBackend
 from backends.local import LocalBackend, LocalState
 from gateway.api import create_api
-from gateway.changes import Actor, create_key, create_user
+from gateway.changes import Actor, create_key, create_team, create_user
 from gateway.metering.exposition import exposition
 from gateway.metering.ledger import SegmentWriter
 from gateway.metering.log import RequestLog
@@ -69,13 +69,14 @@ class Readiness:
 
 @dataclass
 class Plane:
-    """The application and what stands behind it. `people` by role, `keys` by scope."""
+    """The application and what stands behind it. `people` by role, `keys` by scope; `team_id`: what the manager and the member are of."""
 
     control: Control
     app: FastAPI
     readiness: Readiness
     people: dict[Role, User] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
+    team_id: str = ""
 
     def client(self, credential: str | None = None, peer: tuple[str, int] = FAR) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {credential}"} if credential else {}
@@ -117,6 +118,7 @@ def make_control(db: Database, generation: Generation, live: LiveTables, folder:
         generation=generation,
         live=live,
         login=Login(Accounts(db), RefreshTokens(db), passwords, TOKENS),
+        tokens=TOKENS,
         passwords=passwords,
         secret_box=SecretBox(SECRET_KEY),
         relay=relay,
@@ -137,7 +139,7 @@ async def follow(control: Control) -> None:
 
     while True:
         await asyncio.sleep(0.002)
-        if control.generation.change == control.live.applied:
+        if control.generation.change == control.live.applied and not control.live.unfinished:
             continue
         await control.live.catch_up(control.db)
         async with control.db.read() as conn:
@@ -157,7 +159,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def plane(migrated: Path, tmp_path: Path) -> AsyncIterator[Plane]:
-    """One person of each role, and a key of the admin for each scope."""
+    """One person of each role, the manager and the member of one team; and a key of the admin for each scope."""
     file = tmp_path / "gateway.sqlite3"
     file.write_bytes(migrated.read_bytes())
     db, generation = Database(f"sqlite+aiosqlite:///{file}"), Generation(tmp_path / "generation")
@@ -165,8 +167,10 @@ async def plane(migrated: Path, tmp_path: Path) -> AsyncIterator[Plane]:
     control = make_control(db, generation, live, tmp_path, readiness)
     password_hash = await control.passwords.hash(PASSWORD)
     plane = Plane(control, create_api(control), readiness)
+    plane.team_id = (await create_team(db, generation, INIT, name="research")).id
     for role in Role:
-        user = await create_user(db, generation, INIT, email=f"{role}@example.com", role=role, password_hash=password_hash)
+        team = plane.team_id if role in (Role.MANAGER, Role.MEMBER) else None
+        user = await create_user(db, generation, INIT, email=f"{role}@example.com", role=role, password_hash=password_hash, team=team)
         plane.people[role] = user
     for scope in ("inference", "usage", "metrics", "admin"):
         plane.keys[scope] = await plane.key(scope, plane.people[Role.ADMIN], scopes=[scope])

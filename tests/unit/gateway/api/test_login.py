@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
+import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx
 import pytest
 
 from auth.principal import Role
+from auth.turns import MAX_BEHIND
 from gateway.api.login import COOKIE, LOGIN_RATES
-from gateway.limits.edge import AddressLimits, address_of
+from gateway.limits.edge import MAX_KEYS, AddressLimits, Memory, customer
+from gateway.store import login_addresses, trail, users
 from tests.unit.gateway.api.conftest import PASSWORD, Plane
 
 ADMIN = {"email": "admin@example.com", "password": PASSWORD}
@@ -132,10 +136,12 @@ async def test_an_api_key_is_not_a_person(plane: Plane) -> None:
 
 
 async def test_attempts_are_limited_per_address(plane: Plane) -> None:
+    """Also right ones: a login costs a hash. But not of a user who has logged in from there before."""
     allowed = int(LOGIN_RATES.split("/")[0])
+    manager = {"email": "manager@example.com", "password": PASSWORD}
     async with plane.client(peer=("198.51.100.1", 1)) as client:
-        codes = [(await client.post("/auth/login", json={"email": "x@y", "password": "z"})).status_code for _ in range(allowed)]
-        assert codes == [401] * allowed
+        codes = [(await client.post("/auth/login", json=manager)).status_code for _ in range(allowed)]
+        assert codes == [200] * allowed
         response = await client.post("/auth/login", json=ADMIN)
         assert response.status_code == 429
         assert list(response.json()) == ["detail"]
@@ -143,32 +149,102 @@ async def test_attempts_are_limited_per_address(plane: Plane) -> None:
         assert response.headers["x-request-id"]
         spoofed = await client.post("/auth/login", json=ADMIN, headers={"x-forwarded-for": "192.0.2.1"})
         assert spoofed.status_code == 429
+        assert (await client.post("/auth/login", json=manager)).status_code == 200
+        assert (await client.post("/auth/login", json=manager | {"password": "wrong"})).status_code == 401
         assert (await client.post("/auth/refresh", json={"refresh_token": "x"})).status_code == 401  # another endpoint, another count
     async with plane.client(peer=("198.51.100.2", 1)) as client:
         assert (await client.post("/auth/login", json=ADMIN)).status_code == 200
 
 
-async def test_a_busy_hasher_is_a_429(plane: Plane, anyone: httpx.AsyncClient) -> None:
-    plane.control.passwords._waiting = 1000  # as if that many were in the queue
-    response = await anyone.post("/auth/login", json=ADMIN)
-    plane.control.passwords._waiting = 0
-    assert response.status_code == 429
-    assert response.headers["retry-after"] == "5"
+async def test_wrong_passwords_make_the_next_ones_wait(plane: Plane) -> None:
+    """The right one waits as well (or the wait would tell it); from a known address nobody else's tries count."""
+    async with plane.client(peer=("198.51.100.7", 1)) as home, plane.client(peer=("198.51.100.8", 1)) as stranger:
+        assert (await home.post("/auth/login", json=ADMIN)).status_code == 200
+        codes = [(await stranger.post("/auth/login", json=ADMIN | {"password": f"guess {i}"})).status_code for i in range(7)]
+        assert codes == [401] * 5 + [429] * 2
+        response = await stranger.post("/auth/login", json=ADMIN)
+        assert response.status_code == 429
+        assert response.headers["retry-after"] == "1"
+        assert list(response.json()) == ["detail"]
+        assert (await home.post("/auth/login", json=ADMIN)).status_code == 200
+        unknown = [(await stranger.post("/auth/login", json={"email": "no@where", "password": f"{i}"})).status_code for i in range(6)]
+        assert unknown == [401] * 5 + [429]  # as an account that exists
+
+
+async def test_a_stolen_token_is_no_way_to_guess_the_password(plane: Plane) -> None:
+    async with plane.client(plane.token(Role.MEMBER), peer=("198.51.100.9", 1)) as client:
+        guesses = [{"password": f"guess {i}", "new_password": "another long one"} for i in range(7)]
+        codes = [(await client.post("/auth/password", json=guess)).status_code for guess in guesses]
+        assert codes == [400] * 5 + [429] * 2
+
+
+async def test_a_busy_hasher_is_a_429_but_not_for_who_is_known(plane: Plane) -> None:
+    hold, turns = threading.Event(), plane.control.passwords.turns
+    async with plane.client(peer=("198.51.100.3", 1)) as client:
+        assert (await client.post("/auth/login", json=ADMIN)).status_code == 200
+        waiting = [asyncio.create_task(plane.control.passwords.verify("x", None)) for _ in range(MAX_BEHIND)]
+        first = asyncio.create_task(turns.run(hold.wait, ahead=True))  # the turn is taken, the queue of strangers full
+        await asyncio.sleep(0)
+        waiting.append(asyncio.create_task(plane.control.passwords.verify("x", None)))
+        await asyncio.sleep(0)
+        other = await client.post("/auth/login", json={"email": "viewer@example.com", "password": PASSWORD})
+        assert other.status_code == 429
+        assert other.headers["retry-after"] == "5"
+        known = asyncio.create_task(client.post("/auth/login", json=ADMIN))
+        hold.set()
+        assert (await known).status_code == 200
+        await asyncio.gather(first, *waiting)
+
+
+async def test_a_login_is_remembered(plane: Plane) -> None:
+    """When, from where, and in the audit trail; a wrong one leaves nothing there, for a stranger could fill it."""
+    user = plane.people[Role.MEMBER]
+    async with plane.client(peer=("2001:db8::7", 1)) as client:
+        assert (await client.post("/auth/login", json={"email": user.email, "password": "wrong"})).status_code == 401
+        before = time.time()
+        pair = (await client.post("/auth/login", json={"email": user.email, "password": PASSWORD})).json()
+        assert (await client.post("/auth/refresh", json={"refresh_token": pair["refresh_token"]})).status_code == 200
+        assert (await client.post("/auth/refresh", json={"refresh_token": pair["refresh_token"]})).status_code == 401
+    async with plane.control.db.read() as conn:
+        found = await users.by_id(conn, user.id)
+        entries = await trail.page(conn, entity_id=user.id)
+        assert await login_addresses.has(conn, user.id, "2001:db8::/64")
+    assert found is not None
+    assert found.last_login_at is not None
+    assert before <= found.last_login_at <= time.time()
+    told = [(entry.action, entry.actor_user_id, entry.via, entry.address) for entry in entries[:2]]
+    assert told == [("refresh_reused", user.id, "api", "2001:db8::7"), ("login", user.id, "api", "2001:db8::/64")]
+
+
+async def test_a_common_password_is_refused_in_words(plane: Plane) -> None:
+    async with plane.client(plane.token(Role.MEMBER)) as client:
+        for new, word in (("Password123", "common"), ("member@example.com", "e-mail")):
+            response = await client.post("/auth/password", json={"password": PASSWORD, "new_password": new})
+            assert response.status_code == 400
+            assert word in response.json()["detail"]
 
 
 @pytest.mark.parametrize(
-    ("peer", "name"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("unix", "unix"),
-    ],
+    ("address", "name"),
+    [("192.0.2.1", "192.0.2.1"), ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"), ("fe80::1", "fe80::/64"), ("", "unknown"), ("::x", "unknown")],
 )
-def test_whose_address(peer: str, name: str) -> None:
-    assert address_of(SimpleNamespace(client=SimpleNamespace(host=peer))) == name
-    assert address_of(SimpleNamespace(client=None)) == "local"
+def test_who_is_one_customer(address: str, name: str) -> None:
+    assert customer(address) == name
+
+
+def test_windows_move_and_the_least_lately_used_are_forgotten() -> None:
+    memory = Memory()
+    assert [memory.acquire_entry("a", 2, 60) for _ in range(3)] == [True, True, False]
+    start, used = memory.get_moving_window("a", 2, 60)
+    assert used == 2
+    assert abs(start - time.time()) < 1
+    assert memory.acquire_entry("a", 2, 0)  # a window that has moved past both
+    assert memory.get_moving_window("unknown", 2, 60)[1] == 0
+    for i in range(MAX_KEYS + 5):
+        memory.acquire_entry(f"key {i}", 1, 60)
+    assert memory.get("a") == 0
+    assert not memory.acquire_entry(f"key {MAX_KEYS}", 1, 60)
+    assert memory.acquire_entry("key 0", 1, 60)
 
 
 def test_the_working_folders_env_file_is_not_read(tmp_path: Path) -> None:
@@ -176,7 +252,7 @@ def test_the_working_folders_env_file_is_not_read(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("RATELIMIT_ENABLED=false\nRATELIMIT_STRATEGY=nonsense\nRATELIMIT_DEFAULT=1/day\n")
     os.chdir(tmp_path)
     try:
-        AddressLimits()  # would raise for the strategy
+        AddressLimits(lambda request: "")  # would raise for the strategy
     finally:
         os.chdir(here)
 

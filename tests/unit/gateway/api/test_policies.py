@@ -23,6 +23,7 @@ ALLOWED = {
     "scope:inference": {"key:inference", "admin", "manager", "member"},
     "scope:usage": {"key:usage"} | LOGINS,
     "scope:admin": {"key:admin", "admin"},
+    "manage": {"key:admin", "admin", "manager"},
     "loopback or metrics": {"key:metrics", "admin"},
 }
 

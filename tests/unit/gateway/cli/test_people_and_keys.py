@@ -92,6 +92,86 @@ def test_revoking_and_rotating(ready: Gateway) -> None:
     assert ready("keys", "rotate", first["id"]).code == 1
 
 
+def test_a_key_is_changed_field_by_field(ready: Gateway) -> None:
+    made = ready("keys", "create", "--name", "k", "--rpm", "5", "--budget", "2/day", "--networks", "10.0.0.0/8", "--json").json
+    options = (
+        "--name",
+        "n",
+        "--description",
+        "what for",
+        "--rpm",
+        "none",
+        "--tpm",
+        "70",
+        "--scopes",
+        "inference,usage",
+        "--expires",
+        "30d",
+    )
+    changed = ready("keys", "update", made["id"], *options, "--models", "chat*", "--networks", "192.0.2.7, ::1", "--json").json
+    wanted = {
+        "name": "n", "description": "what for", "rpm": None, "tpm": 70, "budget": "2/day", "scopes": ["inference", "usage"],
+        "models": ["chat*"], "networks": ["192.0.2.7/32", "::1/128"], "prefix": f"sk-gw-{made['id']}", "created_by": "cli",
+        "last_used_at": None, "owner": "admin@localhost",
+    }  # fmt: skip
+    assert {name: changed[name] for name in wanted} == wanted
+    assert changed["expires_at"]
+    cleared = ready("keys", "update", made["key"], "--networks", "none", "--expires", "none", "--budget", "none", "--json").json
+    assert (cleared["networks"], cleared["expires_at"], cleared["budget"], cleared["tpm"]) == ([], None, None, 70)
+    assert "tpm=70" in ready("keys", "update", made["id"], "--concurrency", "3").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ((), 2, "at least one"),
+        (("--rpm", "0"), 2, "whole number"),
+        (("--rpm", "many"), 2, "whole number"),
+        (("--budget", "5/year"), 2, "budget window"),
+        (("--expires", "3y"), 2, "not a duration"),
+        (("--networks", "10.0.0.1/8"), 1, "10.0.0.0/8"),
+        (("--networks", ""), 2, "at least one network"),
+        (("--networks", "10.0.0.0/8,"), 1, "blank"),
+        (("--scopes", "root"), 1, "Scopes are"),
+        (("--scopes", ""), 1, "Scopes are"),
+    ],
+)
+def test_a_change_that_makes_no_sense(ready: Gateway, arguments: tuple[str, ...], code: int, says: str) -> None:
+    made = ready("keys", "create", "--name", "k", "--json").json
+    typed = ready("keys", "update", made["id"], *arguments)
+    assert typed.code == code, typed
+    assert says in typed.err
+
+
+def test_an_existing_key_is_read_from_stdin(ready: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "sk-proj-Vq8Zr2mVx7Lw0Yc4Nh6Ks9Pd1Gt5Bf3Jx"
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{text}\n"))
+    taken = ready("keys", "import", "--name", "old", "--rpm", "5", "--json")
+    assert (taken.json["name"], taken.json["prefix"], taken.json["rpm"]) == ("old", "sk-proj-", 5)
+    assert text not in taken.out + taken.err
+    for given, says in ((text, "already"), ("sk-xxxxxxxxxxxxxxxxxxxxxxxxxxxx", "sample"), ("short", "20 to 512"), ("", "stdin")):
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{given}\n"))
+        refused = ready("keys", "import", "--name", "again")
+        assert (refused.code, refused.out) == (1, "")
+        assert says in refused.err
+        assert not given or given not in refused.err
+    assert looks_like_key(ready("keys", "rotate", taken.json["id"]).out.strip().encode())
+
+
+def test_keys_are_found(ready: Gateway) -> None:
+    assert ready("teams", "create", "Search").code == 0
+    assert ready("users", "create", "--email", "kim@example.com", "--role", "member", "--team", "Search").code == 0
+    first = ready("keys", "create", "--name", "indexer", "--owner", "kim@example.com", "--description", "nightly", "--json").json
+    ready("keys", "create", "--name", "other")
+    for options, found in (
+        (("--search", "NIGHT"), ["indexer"]), (("--search", "kim@"), ["indexer"]), (("--search", first["id"]), ["indexer"]),
+        (("--team", "search"), ["indexer"]), (("--owner", "kim@example.com"), ["indexer"]), (("--search", "nothing"), []),
+    ):  # fmt: skip
+        assert [key["name"] for key in ready("keys", "list", *options, "--json").json] == found, options
+    assert "never" in ready("keys", "list").out
+    assert ready("keys", "list", "--team", "none").code == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -102,6 +182,7 @@ def test_revoking_and_rotating(ready: Gateway) -> None:
         (("--name", "x", "--scopes", "everything"), 1, "Scopes are"),
         (("--name", "x", "--owner", "nobody@example.com"), 1, "no user"),
         (("--name", " "), 1, "needs a name"),
+        (("--name", "x", "--networks", " "), 2, "at least one network"),
         ((), 2, "--name"),
     ],
 )

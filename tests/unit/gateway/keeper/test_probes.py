@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from gateway.routing.probes import Probed, ProbeFile, read_probes, write_probes
 from gateway.routing.reading import parse_document
 from gateway.routing.table import RouteTable, Timeouts, build_table
 from tests.upstream import Script, Seen, Upstream, Wire
+from tests.wire.authority import Authority
 
 BASE = "http://10.0.0.5:8000/v1"
 
@@ -51,6 +51,10 @@ class TestWanted:
         assert needs_secrets(found) is sends
         assert wanted_probes(found, {}) == {"team/chat/custom-1": Probe(url, "Bearer upstream-key" if sends else None, 10, 2)}
         assert "upstream-key" not in repr(wanted_probes(found, {}))
+
+    def test_an_entry_that_allows_link_local_addresses_is_probed_there(self) -> None:
+        found = document({"type": "custom", "allowLinkLocal": True, "baseURL": "http://169.254.1.1/v1", "probe": {"path": "/health"}})
+        assert wanted_probes(found, {})["team/chat/custom-1"].allow_link_local
 
     def test_a_backend_whose_secret_is_missing_is_not_probed(self) -> None:
         found = document(backend(apiKey={"secret": "k"}, probe={"path": "models"}), backend(id="open", probe={"path": "/health"}))
@@ -149,6 +153,12 @@ class TestProber:
         scene.prober.set_wanted(1, {"chat/b": Probe(f"http://127.0.0.1:{port}/health", None, 0.1, 0.3)})
         entry = (await scene.until(lambda found: "chat/b" in found and found["chat/b"].alive is not None))["chat/b"]
         assert (entry.alive, entry.reason) == (False, "unreachable")
+
+    @pytest.mark.parametrize("host", ["169.254.169.254", "2852039166", "[::ffff:169.254.169.254]", "[fe80::1]", "0.0.0.0"])
+    async def test_what_backends_may_not_have_is_not_probed(self, scene: Scene, host: str) -> None:
+        scene.prober.set_wanted(1, {"chat/b": Probe(f"http://{host}:9/health", "Bearer k", 0.1, 0.3)})
+        entry = (await scene.until(lambda found: "chat/b" in found and found["chat/b"].alive is not None))["chat/b"]
+        assert (entry.alive, entry.reason) == (False, "forbidden")
 
     async def test_a_certificate_that_is_not_trusted_is_not_alive(self, scene: Scene) -> None:
         async with Upstream(alive) as upstream:  # speaks no TLS at all
@@ -256,9 +266,19 @@ class TestProbeFile:
         assert [path.name for path in file.parent.iterdir()] == ["probes.json"]
 
 
-def test_the_contexts_of_probes_check_certificates(tmp_path: Path) -> None:
-    prober = Prober(tmp_path / "f", lambda: None)
-    client = prober._client(Probe("https://h/health", None, 1, 1))
-    context = client._transport._pool._ssl_context  # type: ignore[attr-defined]
-    assert context.verify_mode == ssl.CERT_REQUIRED
-    assert context.check_hostname
+@pytest.mark.parametrize(
+    ("host", "trusted", "alive_there"), [("127.0.0.1", True, True), ("127.0.0.1", False, False), ("models.example", True, False)]
+)
+async def test_probes_check_certificates(tmp_path: Path, host: str, trusted: bool, alive_there: bool) -> None:
+    authority = Authority(tmp_path)
+    async with Upstream(alive, tls=authority.server_context("backend", host)) as upstream:
+        file = tmp_path / "run" / "probes.json"
+        prober = Prober(file, lambda: None, ca_file=authority.file if trusted else None, draw=lambda: 0.0)
+        publishing = asyncio.create_task(prober.publish())
+        prober.set_wanted(1, {"chat/b": Probe(f"https://127.0.0.1:{upstream.port}/health", None, 0.1, 1)})
+        async with asyncio.timeout(10):
+            while (found := read_probes(file)[1].get("chat/b")) is None or found.alive is None:
+                await asyncio.sleep(0.01)
+        assert found.alive is alive_there
+        publishing.cancel()
+        await prober.close()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 import pytest
 
-from gateway.routing.urls import forbidden_address, normal_base_url
+from gateway.routing.urls import normal_base_url
 
 
 @pytest.mark.parametrize(
@@ -50,6 +48,13 @@ def test_what_hands_out_a_machines_credentials_is_refused_unless_meant(host: str
     assert normal_base_url(f"http://{host}/v1", allow_link_local=True)
 
 
-def test_private_addresses_are_what_backends_have() -> None:
-    for address in ("10.0.0.5", "127.0.0.1", "192.168.1.1", "::1", "fd00::5"):
-        assert not forbidden_address(ipaddress.ip_address(address))
+@pytest.mark.parametrize("host", ["0.0.0.0", "0", "[::]", "[::ffff:0.0.0.0]", "224.0.0.1", "[ff02::1]", "255.255.255.255"])
+def test_what_is_no_one_host_is_refused_always(host: str) -> None:
+    for allowed in (False, True):
+        with pytest.raises(ValueError, match=r"^has an address (that servers listen on|of many hosts)"):
+            normal_base_url(f"http://{host}:8000/v1", allow_link_local=allowed)
+
+
+@pytest.mark.parametrize("host", ["10.0.0.5", "127.0.0.1", "192.168.1.1", "[::1]", "[fd00::5]", "2130706433"])
+def test_private_addresses_are_what_backends_have(host: str) -> None:
+    assert normal_base_url(f"http://{host}/v1")

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from gateway.errors import Unavailable
 from gateway.store.engine import Database
 from gateway.store.errors import StoreUnavailable
+from gateway.store.migrate import migrate
 from gateway.store.tables import meta
 from tests.databases import Postgres
 
@@ -134,3 +135,30 @@ async def test_sslmode_as_hosting_services_write_it(postgres: Postgres) -> None:
     async with db.read() as conn:
         assert (await conn.execute(text("SELECT 1"))).scalar_one() == 1
     await db.close()
+
+
+async def test_a_sqlite_file_that_is_moved_away_is_missed_and_one_put_in_its_place_is_read(tmp_path: Path, migrated_file: Path) -> None:
+    """Who has a file open goes on reading it, moved or not: a server would never see the copy that was put back."""
+    file, aside = tmp_path / "gateway.sqlite3", tmp_path / "aside.sqlite3"
+    file.write_bytes(migrated_file.read_bytes())
+    db = Database(f"sqlite+aiosqlite:///{file}")
+    fresh = await _count(db)
+    async with db.write() as conn:
+        await conn.execute(meta.insert().values(name="old", value="1"))
+    assert await _count(db) == fresh + 1
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{file}{suffix}").rename(f"{aside}{suffix}")
+    for attempt in (db.read, db.write):
+        with pytest.raises(StoreUnavailable):
+            async with attempt():
+                pass
+    file.write_bytes(migrated_file.read_bytes())
+    assert await _count(db) == fresh
+    await db.close()
+
+
+@pytest.fixture
+async def migrated_file(tmp_path: Path) -> Path:
+    path = tmp_path / "schema" / "empty.sqlite3"
+    await migrate(f"sqlite+aiosqlite:///{path}")
+    return path

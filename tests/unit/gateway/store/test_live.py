@@ -1,23 +1,27 @@
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
 from auth.authenticator import Authenticator
 from auth.errors import CredentialInvalid
-from auth.keys import digest
-from auth.principal import Budget, Limits, Role
+from auth.keys import digest, mint
+from auth.principal import Budget, Limits, Principal, Role
 from auth.tokens import AccessTokens
 from gateway import changes
 from gateway.changes import Actor, IssuedKey
-from gateway.store import users
+from gateway.store import changelog, keys, users
+from gateway.store.booking import insert_usage
 from gateway.store.engine import Database
 from gateway.store.errors import StoreUnavailable
 from gateway.store.generation import Generation
-from gateway.store.live import LiveTables
+from gateway.store.keys import ApiKey
+from gateway.store.live import STEP, LiveTables
+from gateway.store.spending import Spending
 from gateway.store.tables import api_key_digests, api_keys
 from gateway.store.users import User
 
@@ -44,6 +48,21 @@ def why_not(live: LiveTables, key: str, now_s: float | None = None) -> str | Non
     except CredentialInvalid as refused:
         return refused.reason
     return None
+
+
+def principal_of(live: LiveTables, issued: IssuedKey) -> Principal:
+    record = live.key_by_digest(digest(issued.key))
+    assert record is not None
+    return record.principal
+
+
+async def finished(live: LiveTables, db: Database) -> int:
+    """Let it finish what it has begun; in how many steps."""
+    steps = 0
+    while live.unfinished:
+        await live.catch_up(db)
+        steps += 1
+    return steps
 
 
 async def test_records_are_prebuilt(db: Database, admin: User, issued: IssuedKey) -> None:
@@ -200,3 +219,170 @@ async def test_a_hundred_thousand_keys_load_in_two_seconds(db: Database) -> None
     assert not record.principal.may_use("team-29")
     assert sum(1 for _ in live.records()) == 100_000
     assert took_s < 2, took_s
+
+
+async def test_networks_and_team_are_part_of_the_record(db: Database, generation: Generation, admin: User) -> None:
+    team = await changes.create_team(db, generation, CLI, name="search")
+    await changes.set_team(db, generation, CLI, admin.id, team.id)
+    networks = ["10.0.0.0/8", "2001:db8::/32", "192.0.2.7"]
+    issued = await changes.create_key(db, generation, CLI, name="k", networks=networks)
+    anywhere = await changes.create_key(db, generation, CLI, name="anywhere")
+    live = await LiveTables.load(db)
+    principal = principal_of(live, issued)
+    assert (principal.team_id, principal.networks and principal.networks.texts) == (
+        team.id,
+        ("10.0.0.0/8", "2001:db8::/32", "192.0.2.7/32"),
+    )
+    allowed = {
+        a for a in ("10.1.2.3", "11.0.0.1", "2001:db8::5", "2001:db9::5", "192.0.2.7", "192.0.2.8", "") if principal.may_come_from(a)
+    }
+    assert allowed == {"10.1.2.3", "2001:db8::5", "192.0.2.7"}
+    assert principal_of(live, anywhere).networks is None
+    assert principal_of(live, anywhere).may_come_from("")
+    await changes.update_key(db, generation, CLI, issued.id, {"networks": []})
+    await live.catch_up(db)
+    assert principal_of(live, issued).networks is None
+
+
+async def test_networks_that_cannot_be_read_let_nobody_in(db: Database, issued: IssuedKey) -> None:
+    async with db.write() as conn:
+        await conn.execute(update(api_keys).values(networks=("no network",)))
+    principal = principal_of(await LiveTables.load(db), issued)
+    assert not any(principal.may_come_from(address) for address in ("127.0.0.1", "10.0.0.1", "::1", ""))
+
+
+class TestOwnersOfManyKeys:
+    """More keys than are read at once: what changes is in force at once, and the records follow step by step."""
+
+    COUNT = 2 * STEP + 50
+
+    @pytest.fixture
+    async def owner(self, db: Database, generation: Generation, admin: User) -> User:
+        return await changes.create_user(db, generation, CLI, email="many@localhost", role=Role.ADMIN)
+
+    @pytest.fixture
+    async def texts(self, db: Database, owner: User) -> list[str]:
+        minted = [mint() for _ in range(self.COUNT)]
+        limits = Limits(budget=Budget(5))
+        issued = [(ApiKey(key_id, owner.id, "k", ("*",), ("inference", "admin"), limits, 1.0), digest(text)) for key_id, text in minted]
+        async with db.write() as conn:
+            await keys.insert_keys(conn, issued)
+        return [text for _, text in minted]
+
+    async def test_a_disabled_owner_is_refused_at_once_and_back_when_all_is_read(
+        self, db: Database, generation: Generation, owner: User, texts: list[str]
+    ) -> None:
+        live = await LiveTables.load(db)
+        await changes.disable_user(db, generation, CLI, owner.id)
+        await live.catch_up(db)
+        assert live.unfinished
+        assert live.applied == generation.change
+        assert {why_not(live, text) for text in texts} == {"disabled"}
+        assert await finished(live, db) == 2
+        assert {why_not(live, text) for text in texts} == {"disabled"}
+        await changes.enable_user(db, generation, CLI, owner.id)
+        await live.catch_up(db)
+        await finished(live, db)
+        assert live.applied == generation.change
+        assert {why_not(live, text) for text in texts} == {None}
+
+    async def test_a_role_taken_away_is_gone_at_once(self, db: Database, generation: Generation, owner: User, texts: list[str]) -> None:
+        live = await LiveTables.load(db)
+        await changes.set_role(db, generation, CLI, owner.id, Role.MEMBER)
+        await live.catch_up(db)
+        assert live.unfinished
+        for _ in range(3):
+            found = [live.key_by_digest(digest(text)) for text in texts]
+            assert {(r.principal.role, r.principal.scopes) for r in found if r} == {(Role.MEMBER, frozenset({"inference"}))}
+            assert {r.principal.limits for r in found if r} == {Limits(budget=Budget(5))}
+            await live.catch_up(db)
+        assert not live.unfinished
+
+    async def test_a_key_revoked_meanwhile_does_not_wait_and_does_not_come_back(
+        self, db: Database, generation: Generation, owner: User, texts: list[str]
+    ) -> None:
+        live = await LiveTables.load(db)
+        await changes.set_role(db, generation, CLI, owner.id, Role.MEMBER)
+        await live.catch_up(db)
+        for text in texts[::100]:
+            await changes.revoke_key(db, generation, CLI, text.split("-")[2])
+        await live.catch_up(db)
+        assert live.unfinished
+        assert {why_not(live, text) for text in texts[::100]} == {"revoked"}
+        await finished(live, db)
+        assert {why_not(live, text) for text in texts[::100]} == {"revoked"}
+        assert why_not(live, texts[1]) is None
+
+    async def test_budgets_of_keys_that_come_back_are_read_first(
+        self, db: Database, generation: Generation, owner: User, texts: list[str]
+    ) -> None:
+        await changes.disable_user(db, generation, CLI, owner.id)
+        spending = Spending()
+        live = await LiveTables.load(db)
+        key_id = texts[-1].split("-")[2]
+        spent = {"request_id": "r", "key_id": key_id, "started_at": time.time(), "user_id": owner.id, "cost_pusd": 3}
+        others = {"operation": "chat", "model": "m", "attempts": 1, "status": 200, "ending": "success", "token_source": "backend"}
+        async with db.write() as conn:
+            await insert_usage(conn, [spent | others | {"prompt_tokens": 0, "completion_tokens": 0}], "s", 1)
+        await changes.enable_user(db, generation, CLI, owner.id)
+        while live.applied != generation.change or live.unfinished:
+            await live.catch_up(db, spending)
+        assert spending.spent_pusd(key_id, None) == 3
+
+
+async def test_a_long_log_is_read_in_steps(db: Database, generation: Generation, issued: IssuedKey) -> None:
+    live = await LiveTables.load(db)
+    async with db.write() as conn:
+        for _ in range(STEP + 5):
+            last = await changelog.append(conn, "key", issued.id, "test")
+        await changelog.append(conn, "team", "t", "test")
+    await changes.revoke_key(db, generation, CLI, issued.id)
+    assert await live.catch_up(db) == {"key", "team"}
+    assert live.applied == generation.change > last
+    assert why_not(live, issued.key) == "revoked"
+
+
+async def test_reading_everything_again_leaves_no_key_out_meanwhile(db: Database, generation: Generation, issued: IssuedKey) -> None:
+    live = await LiveTables.load(db)
+    live.applied += 1000
+
+    async def ask() -> set[str | None]:
+        seen = set()
+        while live.applied != generation.change:
+            seen.add(why_not(live, issued.key))
+            await asyncio.sleep(0)
+        return seen
+
+    _, seen = await asyncio.gather(live.catch_up(db), ask())
+    assert seen == {None}
+
+
+async def test_the_keys_of_an_owner_of_100000_hold_the_loop_no_longer_than_20_ms(db: Database, generation: Generation) -> None:
+    if db.dialect != "sqlite":
+        pytest.skip("what is measured is this process; one database is enough")
+    async with db.write() as conn:
+        owner = await users.create(conn, "many@localhost", Role.MEMBER, None, 1.0)
+        for start in range(0, 100_000, 5000):
+            made = [ApiKey(f"{n:012d}", owner.id, "k", ("*",), ("inference",), Limits(rpm=5), 1.0) for n in range(start, start + 5000)]
+            await keys.insert_keys(conn, [(key, digest(key.id)) for key in made])
+    live = await LiveTables.load(db)
+    held_s: list[float] = []
+
+    async def watch() -> None:
+        """How much of this process's own time passes between two turns of the loop: the machine may be busy with others."""
+        while True:
+            before_s = time.thread_time()
+            await asyncio.sleep(0)
+            held_s.append(time.thread_time() - before_s)
+
+    await changes.disable_user(db, generation, CLI, owner.id)
+    watching = asyncio.create_task(watch())
+    try:
+        while live.applied != generation.change or live.unfinished:
+            await live.catch_up(db)
+        live.applied += 1000
+        await live.catch_up(db)  # all of them, as from another database
+    finally:
+        watching.cancel()
+    assert live.key_by_digest(digest("000000099999")) is None
+    assert max(held_s) < 0.02, sorted(held_s)[-5:]

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import select
 
-from auth.errors import CredentialInvalid, LoginFailed
+from auth.errors import CredentialInvalid, HasherBusy, LoginFailed
 from auth.login import Login, TokenPair
 from auth.passwords import Passwords
 from auth.principal import Role
 from auth.tokens import AccessTokens
+from auth.turns import Turns
 from gateway import changes
 from gateway.changes import Actor
-from gateway.store import tokens, users
+from gateway.store import login_addresses, tokens, users
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
 from gateway.store.logins import Accounts, RefreshTokens
@@ -157,3 +158,50 @@ async def test_a_login_replaces_a_hash_with_old_parameters(db: Database, login: 
         await users.replace_hash(conn, user.id, "an older hash", "stale")
         assert await users.password_hash(conn, user.id) == stored
     stronger.close()
+
+
+async def test_a_login_makes_its_address_known_to_that_user(db: Database, login: Login, user: User, clock: Clock) -> None:
+    assert not await login.knows(user.email, "192.0.2.1")
+    await login.login(user.email, PASSWORD, "192.0.2.1")
+    assert await login.knows(" USER@localhost", "192.0.2.1")
+    assert not await login.knows(user.email, "192.0.2.2")
+    assert not await login.knows("root@localhost", "192.0.2.1")
+    assert not await login.knows(user.email, "")
+    async with db.read() as conn:
+        found = await users.by_id(conn, user.id)
+    assert found is not None
+    assert found.last_login_at == clock()
+
+
+async def test_of_many_addresses_the_latest_are_known(db: Database, user: User) -> None:
+    async with db.write() as conn:
+        for i in range(login_addresses.KEPT_PER_USER + 3):
+            await login_addresses.put(conn, user.id, f"a{i}", 100.0 + i)
+            await login_addresses.put(conn, user.id, "home", 100.5 + i)
+        known = [await login_addresses.has(conn, user.id, address) for address in ("a0", "a3", "a4", "a34", "home")]
+    assert known == [False, False, True, True, True]
+
+
+async def test_first_logins_at_the_same_moment_from_one_address(login: Login, user: User) -> None:
+    pairs = await asyncio.gather(*(login.login(user.email, PASSWORD, "192.0.2.1") for _ in range(4)))
+    assert len({pair.refresh_token for pair in pairs}) == 4
+
+
+async def test_a_service_never_logs_in(db: Database, generation: Generation, login: Login, passwords: Passwords) -> None:
+    service = await changes.create_service(db, generation, CLI, name="robot", role=Role.MEMBER)
+    async with db.write() as conn:  # however a hash came there
+        await users.set_password(conn, service.id, await passwords.hash(PASSWORD))
+    with pytest.raises(LoginFailed):
+        await login.login(service.email, PASSWORD)
+
+
+async def test_what_was_not_looked_at_is_not_counted(db: Database, user: User, clock: Clock) -> None:
+    """A full queue is no wrong password: with it over, the owner is in."""
+    passwords = Passwords(memory_kib=64, rounds=1, turns=Turns(max_behind=-1))
+    login = Login(Accounts(db), RefreshTokens(db), passwords, ACCESS, clock=clock)
+    for _ in range(50):
+        with pytest.raises(HasherBusy):
+            await login.login(user.email, PASSWORD, "192.0.2.1")
+    passwords.turns = Turns()
+    await login.login(user.email, PASSWORD, "192.0.2.1")
+    passwords.close()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from auth.principal import Limits, Role
-from gateway.store import keys, meta, revisions, samples, secrets, users
+from gateway.store import key_uses, keys, meta, revisions, samples, secrets, teams, users
 from gateway.store.engine import Database
 from gateway.store.errors import SecretUnreadable
 from gateway.store.keys import ApiKey
@@ -40,14 +43,61 @@ async def test_keys_by_pages(db: Database) -> None:
         await keys.revoke(conn, "id0000000003", 5.0)
         seen: list[ApiKey] = []
         while batch := await keys.page(conn, after=seen[-1] if seen else None, limit=6):
-            seen += batch
+            seen += [found.key for found in batch]
         assert [k.id for k in seen] == [f"id{n:010d}" for n in range(20) if n != 3]
         assert seen[5].limits == Limits(rpm=7)
         assert len(await keys.page(conn, user_id=one.id)) == 9
         assert len(await keys.page(conn, user_id=one.id, revoked=True)) == 10
-        assert [k.name for k in await keys.page(conn, search="me 7%")] == ["name 7%"]
-        assert [k.id for k in await keys.page(conn, search="id0000000012")] == ["id0000000012"]
+        assert [k.key.name for k in await keys.page(conn, search="me 7%")] == ["name 7%"]
+        assert [k.key.id for k in await keys.page(conn, search="id0000000012")] == ["id0000000012"]
         assert await keys.page(conn, search="_") == []
+
+
+async def test_keys_are_found_by_what_people_know_of_them(db: Database) -> None:
+    async with db.write() as conn:
+        team = await teams.create(conn, "Search", 1.0)
+        kim = await users.create(conn, "kim@example.com", Role.MEMBER, None, 1.0, name="Kim Müller", team_id=team.id)
+        lee = await users.create(conn, "lee@example.com", Role.MEMBER, None, 1.0)
+        plain = ApiKey("aaaaaaaaaaaa", kim.id, "Indexer", ("*",), ("inference",), Limits(), 1.0, description="Nightly ÜBUNG")
+        brought = ApiKey(
+            "bbbbbbbbbbbb",
+            lee.id,
+            "old one",
+            ("*",),
+            ("inference",),
+            Limits(),
+            2.0,
+            prefix="hf_Qw",
+            networks=("10.0.0.0/8",),
+            created_by="cli",
+        )
+        await keys.insert_keys(conn, [(plain, b"1" * 32), (brought, b"2" * 32)])
+        await key_uses.save(conn, {plain.id: 60.0})
+
+        async def found(search: str = "", **chosen: Any) -> list[str]:
+            return [found.key.id[0] for found in await keys.page(conn, search=search, **chosen)]
+
+        for search, ids in {
+            "": "ab", "  ": "ab", "indexer": "a", "INDEX": "a", "übung": "a", "sk-gw-aaaa": "a", "aaaaaaaaaaaa": "a", "hf_qw": "b",
+            "sk-gw-bbbb": "", "KIM@": "a", "müller": "a", "@example": "ab", "_": "b", "%": "", "\\": "", "old one": "b", "none": "",
+        }.items():  # fmt: skip
+            assert await found(search) == list(ids), search
+        assert await found(team_id=team.id) == ["a"]
+        assert await found("example", team_id=team.id) == ["a"]
+        assert await found("lee", team_id=team.id) == []
+        assert await found(team_id="") == []
+        assert await found("lee", user_id=lee.id) == ["b"]
+        one, other = await keys.page(conn)
+        assert (one.owner_email, one.team_id, one.last_used_at, one.key.begins) == ("kim@example.com", team.id, 60.0, "sk-gw-aaaaaaaaaaaa")
+        assert other == await keys.listed(conn, brought.id)
+        assert (other.key, other.last_used_at, other.key.begins) == (brought, None, "hf_Qw")
+        await keys.update_key(conn, replace(plain, name="Renamed", description=""))
+        assert (await found("indexer"), await found("renamed")) == ([], ["a"])
+        assert [await keys.is_taken(conn, i, d) for i, d in (("x", b"1" * 32), (plain.id, b"9" * 32), ("x", b"9" * 32))] == [
+            True,
+            True,
+            False,
+        ]
 
 
 async def test_secrets_are_encrypted_and_can_change_their_key(db: Database) -> None:

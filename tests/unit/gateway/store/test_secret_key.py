@@ -7,9 +7,18 @@ from pathlib import Path
 import pytest
 
 from gateway.store.errors import SecretKeyRefused
-from gateway.store.secret_key import FILE_NAME, derive, fingerprint, load_or_create_secret_key
+from gateway.store.secret_key import (
+    FILE_NAME,
+    PREVIOUS_FILE_NAME,
+    SecretKeys,
+    derive,
+    fingerprint,
+    load_or_create_secret_key,
+    load_secret_keys,
+)
 
 GOOD = "k3JwS0p9vQx7ZbN2mT5yHcR8dLfA1gUeXoWiBqVz"
+OTHER = "Zq8Wm2Xc5Vn7Bk4Lp9Rt3Hy6Jf1Gd0SaQeUoIyTr"
 
 
 def test_it_is_made_once_for_the_owner_alone(tmp_path: Path) -> None:
@@ -77,3 +86,38 @@ def test_each_purpose_has_its_own_key() -> None:
     assert derive(GOOD, "a") == derive(GOOD, "a")
     assert len({derive(GOOD, "a"), derive(GOOD, "b"), derive(GOOD + "x", "a"), GOOD.encode()}) == 4
     assert fingerprint(GOOD) != fingerprint(GOOD + "x")
+
+
+def test_one_in_a_file_elsewhere(tmp_path: Path) -> None:
+    home, file = tmp_path / "home", tmp_path / "mounted"
+    file.write_text(f"{GOOD}\n")
+    file.chmod(0o444)  # as containers mount secrets
+    assert load_secret_keys(home, file=file) == SecretKeys(GOOD)
+    assert not home.exists()
+    with pytest.raises(SecretKeyRefused, match="both set"):
+        load_secret_keys(home, OTHER, file)
+    file.chmod(0o446)
+    with pytest.raises(SecretKeyRefused, match="written by other users"):
+        load_secret_keys(home, file=file)
+    file.chmod(0o600)
+    file.write_text("short")
+    with pytest.raises(SecretKeyRefused, match="GATEWAY_SECRET_KEY_FILE"):
+        load_secret_keys(home, file=file)
+    with pytest.raises(SecretKeyRefused, match="cannot be read"):  # never made: somebody meant another place
+        load_secret_keys(home, file=tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_one_before_it(tmp_path: Path) -> None:
+    assert load_secret_keys(tmp_path, GOOD).previous == ()
+    assert load_secret_keys(tmp_path, GOOD, previous=GOOD).previous == ()
+    assert load_secret_keys(tmp_path, GOOD, previous=OTHER) == SecretKeys(GOOD, (OTHER,))
+    path = tmp_path / PREVIOUS_FILE_NAME
+    path.write_text(f"{OTHER}\n")
+    path.chmod(0o600)
+    assert load_secret_keys(tmp_path, GOOD) == SecretKeys(GOOD, (OTHER,))
+    path.chmod(0o644)
+    with pytest.raises(SecretKeyRefused, match="chmod 600"):
+        load_secret_keys(tmp_path, GOOD)
+    assert GOOD not in repr(load_secret_keys(tmp_path, GOOD, previous=OTHER))
+    assert OTHER not in repr(load_secret_keys(tmp_path, GOOD, previous=OTHER))

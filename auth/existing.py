@@ -1,0 +1,51 @@
+"""Keys that were made elsewhere and are to go on working here: is a text fit to be one?
+
+A key minted here has 256 random bits. What is brought along may be anything; a text that someone could guess, or that stands in
+somebody's documentation, is refused. How random a text is cannot be measured: this finds what is plainly not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+from auth.keys import looks_like_key
+from auth.tokens import looks_like_token
+
+MIN_CHARS, MAX_CHARS = 20, 512
+_MIN_REST_CHARS = 16
+_MIN_DIFFERENT = 7
+# What stands in samples, and what vendors begin their keys with: nothing of it is secret.
+_WORDS = re.compile(
+    "example|sample|change|placeholder|dummy|insert|replace|secret|password|default|undefined|openai|anthropic|gateway|master|"
+    "hello|world|lorem|ipsum|qwerty|foobar|your|test|demo|fake|todo|none|null|here|token|api|key|proj|live|prod|admin|user|bearer|"
+    "abcdef|123456|sk|my|me|hf|gw|[^a-z0-9]"
+)
+
+
+def unfit(text: str) -> str | None:
+    """Why `text` cannot be a key, in a sentence that does not repeat it; None: it can."""
+    if not MIN_CHARS <= len(text) <= MAX_CHARS:
+        return f"A key has {MIN_CHARS} to {MAX_CHARS} characters."
+    if not text.isascii() or not text.isprintable() or " " in text:
+        return "A key consists of printable ASCII characters without spaces: no others reach the gateway in every header."
+    if looks_like_token(text.encode()):
+        return "This has the form of a login token (JWT), which is never looked up among the keys."
+    if not looks_like_key(text.encode()) and _guessable(_WORDS.sub("", text.lower())):
+        return "This text is too easy to guess, or a sample: let the gateway make a key instead."
+    return None
+
+
+def beginning(text: str) -> str:
+    """What may be shown of such a key, to recognise it by: never more than a fifth of it."""
+    return text[: min(8, len(text) // 5)]
+
+
+def _guessable(rest: str) -> bool:
+    """`rest`: what is left of a text without its words."""
+    if len(rest) < _MIN_REST_CHARS or len(set(rest)) < _MIN_DIFFERENT:
+        return True
+    if rest in (rest + rest)[1:-1]:  # one part again and again
+        return True
+    steps = sum(abs(ord(one) - ord(other)) <= 1 for one, other in itertools.pairwise(rest))
+    return steps > len(rest) / 2  # a run along the keyboard of a typewriter, or of one character

@@ -1,0 +1,86 @@
+"""One-time links for passwords: whoever may change a user issues one, the user sets a password with it. Nobody else ever knows it.
+
+A link is good once, for a day, and only while the user is what they were when it was issued: a role, a team, a password or an end of all
+logins that came after makes it void. Else the manager who made a link for a member could use it on the admin that the member has become.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from dataclasses import dataclass, field
+
+from gateway.changes.actor import Actor, change
+from gateway.errors import Conflict, InvalidRequest
+from gateway.store import login_addresses, password_links, tokens, users
+from gateway.store.engine import Connection, Database
+from gateway.store.generation import Generation
+from gateway.store.users import User
+
+LIFETIME_S = 86_400.0
+_ENTITY = "user"
+_VOID = "This link is not valid any more: ask for a new one."
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordLink:
+    """A link just issued. `token` is shown once and stored nowhere; `expires_at`: Unix seconds."""
+
+    user: User
+    token: str = field(repr=False)
+    expires_at: float
+
+
+async def issue_password_link(db: Database, generation: Generation, actor: Actor, user_id: str) -> PasswordLink:
+    """A new link for this user; the one before it is void. The present password goes on until the link is used."""
+    async with change(db, generation, actor) as step:
+        user = await step.managed(user_id)
+        if user.is_service:
+            raise Conflict("A service has no password: give it a key.")
+        if not user.enabled:
+            raise Conflict("This user is disabled: enable them first.")
+        link = PasswordLink(user, f"{user.id}.{secrets.token_urlsafe(32)}", step.now_s + LIFETIME_S)
+        await password_links.put(step.conn, _digest(user, link.token), user.id, step.now_s, link.expires_at)
+        await step.record("password_link", _ENTITY, user.id, None, {"expires_at": link.expires_at}, log=False)
+        return link
+
+
+async def password_link_user(db: Database, token: str) -> User:
+    """Whose link this is. Raises `InvalidRequest` for one that is void, unknown or used."""
+    async with db.read() as conn:
+        return await _user(conn, token, time.time())
+
+
+async def use_password_link(
+    db: Database, generation: Generation, *, token: str, password_hash: str, address: str | None = None, customer: str = ""
+) -> User:
+    """Set the password and use the link up; every login of this user ends. `customer`: the address, as logins know it from now on.
+
+    Of several at once one succeeds. Raises `InvalidRequest` as `password_link_user` does.
+    """
+    actor = Actor(token.partition(".")[0], "api", address)
+    async with change(db, generation, actor) as step:
+        user = await _user(step.conn, token, step.now_s)
+        await password_links.delete_of(step.conn, user.id)
+        await users.set_password(step.conn, user.id, password_hash)
+        await tokens.revoke_user(step.conn, user.id)
+        if customer:
+            await login_addresses.put(step.conn, user.id, customer, step.now_s)
+        await step.record("use_password_link", _ENTITY, user.id)
+        return user
+
+
+async def _user(conn: Connection, token: str, now_s: float) -> User:
+    user = await users.by_id(conn, token.partition(".")[0])
+    if user is None or not user.enabled or user.is_service:
+        raise InvalidRequest(_VOID, param="token")
+    if not await password_links.has(conn, _digest(user, token), user.id, now_s):
+        raise InvalidRequest(_VOID, param="token")
+    return user
+
+
+def _digest(user: User, token: str) -> bytes:
+    """What is stored: of the secret (256 random bits) and of what the user is now."""
+    state = "\n".join((token, user.id, user.role.value, user.team_id or "", str(user.token_epoch)))
+    return hashlib.sha256(state.encode("utf-8", "surrogatepass")).digest()

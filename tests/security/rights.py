@@ -1,0 +1,370 @@
+"""What people who are no admins can come to hold by any sequence of calls: a state machine over the real API, on a socket.
+
+A gang works together: it has the credentials of all its members, uses every credential that an answer hands it, and knows the id of
+everything. In one machine it is a member, a viewer and a service, in the other the manager of their team too. After every call the
+database is compared with what the gang may have changed, and every new credential is tried on what it must not open.
+
+    python -m tests.security.rights [STEPS]        10,000 if none are named: half of them for each gang
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import httpx
+import structlog
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from sqlalchemy import func, select
+
+from auth.principal import Limits, Role
+from gateway.changes import create_key, create_service, create_team
+from gateway.store import tables
+from tests.security.inside import INIT, Inside, inside, prepared
+
+STEPS_EACH = 50  # calls in a row, before a fresh gateway
+_T = TypeVar("_T")
+_HIDDEN = "hidden"  # in the name and address of everything that is not the gang's to see
+_PEOPLE: dict[str, tuple[Role, str | None]] = {
+    "manager": (Role.MANAGER, "ours"),
+    "member": (Role.MEMBER, "ours"),
+    "viewer": (Role.VIEWER, "ours"),
+    "victim": (Role.MEMBER, "ours"),
+    "hidden-manager": (Role.MANAGER, "hidden-team"),
+    "hidden-member": (Role.MEMBER, "hidden-team"),
+    "hidden-admin": (Role.ADMIN, None),
+}
+_LIMITS = Limits(rpm=500)
+_MAY = frozenset({"inference", "usage"})
+_KEY = re.compile(r"sk-gw-[a-z0-9]{12}-[A-Za-z0-9]{43}")
+# What must not open, whatever the gang holds.
+_CLOSED = ("/admin/revisions", "/admin/audit", "/admin/secrets", "/admin/usage", "/admin/backends", "/admin/audit/export")
+
+_ROLES = st.sampled_from(["admin", "manager", "member", "viewer"])
+_SCOPES = st.lists(st.sampled_from(["inference", "usage", "metrics", "admin"]), min_size=1, max_size=3)
+_COUNT = st.sampled_from([None, 1, 10**9])
+_PASSWORD = st.sampled_from(["seven bright lanterns 42", "quiet harbour morning 77"])
+_NUMBER = st.integers(0, 59)
+_GET = st.sampled_from(
+    [
+        "/admin/users",
+        "/admin/keys?revoked=true",
+        "/admin/teams",
+        "/auth/keys?revoked=true",
+        "/auth/me",
+        "/v1/models",
+        "/v1/usage?by=key",
+        "/admin/users?search=hidden",
+        "/admin/keys?search=hidden",
+        "/admin/users?limit=500&team={team}",
+        "/admin/users/{user}",
+        "/admin/keys/{key}",
+        "/admin/keys?owner={user}",
+        "/admin/keys?team={team}",
+        "/admin/teams/{team}",
+        "/v1/usage?user={user}",
+        "/admin/users?after={user}",
+        "/admin/keys?after={key}",
+        *_CLOSED,
+    ]
+)
+_USER_CHANGE = st.fixed_dictionaries(
+    {},
+    optional={"role": _ROLES, "team": st.sampled_from(["{team}", None]), "disabled": st.booleans(), "rpm": _COUNT, "name": st.just("x")},
+)
+_KEY_CHANGE = st.fixed_dictionaries(
+    {}, optional={"scopes": _SCOPES, "models": st.just(["*"]), "rpm": _COUNT, "expires": st.none(), "networks": st.just([])}
+)
+_NEW_KEY = st.fixed_dictionaries({"name": st.just("k"), "scopes": _SCOPES}, optional={"owner": st.just("{user}"), "rpm": _COUNT})
+_DOCUMENT = {"models": [{"id": "mine", "backends": [{"type": "echo"}]}]}
+# (method, path, body): `{user}`, `{key}`, `{team}`, `{link}` stand for one that is drawn.
+_CALLS = st.one_of(
+    _GET.map(lambda path: ("GET", path, None)),
+    st.tuples(st.just("PATCH"), st.just("/admin/users/{user}"), _USER_CHANGE),
+    st.tuples(
+        st.just("POST"),
+        st.just("/admin/users"),
+        st.fixed_dictionaries(
+            {"email": _NUMBER.map("new{}@example.com".format), "role": _ROLES},
+            optional={"team": st.just("{team}"), "password": _PASSWORD, "rpm": _COUNT},
+        ),
+    ),
+    st.tuples(
+        st.just("POST"),
+        st.just("/admin/service-accounts"),
+        st.fixed_dictionaries({"name": _NUMBER.map("svc{}".format), "role": _ROLES}, optional={"team": st.just("{team}")}),
+    ),
+    st.tuples(st.just("POST"), st.just("/admin/users/{user}/password"), st.fixed_dictionaries({"password": _PASSWORD})),
+    st.tuples(st.just("POST"), st.just("/admin/users/{user}/password-link"), st.none()),
+    st.tuples(st.just("POST"), st.just("/admin/keys"), _NEW_KEY),
+    st.tuples(st.just("PATCH"), st.just("/admin/keys/{key}"), _KEY_CHANGE),
+    st.sampled_from(["/admin/keys/{key}/rotate", "/admin/keys/{key}/revoke", "/auth/keys/{key}/rotate", "/auth/keys/{key}/revoke"]).map(
+        lambda path: ("POST", path, {"grace_s": 60} if path.endswith("rotate") else None)
+    ),
+    st.tuples(
+        st.just("POST"),
+        st.just("/admin/keys/import"),
+        st.fixed_dictionaries({"name": st.just("i"), "key": st.just("imported-key-of-forty-characters-0123456789"), "scopes": _SCOPES}),
+    ),
+    st.sampled_from(
+        [
+            ("POST", "/admin/teams", {"name": "another"}),
+            ("PATCH", "/admin/teams/{team}", {"name": "renamed"}),
+            ("DELETE", "/admin/teams/{team}", None),
+            ("POST", "/admin/revisions", {"document": _DOCUMENT}),
+            ("POST", "/admin/revisions/rollback", {}),
+            ("PUT", "/admin/secrets/name", {"value": "v"}),
+            ("DELETE", "/admin/secrets/name", None),
+            ("POST", "/auth/password", {"password": "guessed password 123", "new_password": "quiet harbour morning 77"}),
+            ("POST", "/auth/password/reset", {"token": "{user}.none-such", "new_password": "quiet harbour morning 77"}),
+        ]
+    ),
+)
+
+
+@dataclass
+class World:
+    """What there is in the home that every run begins with. `held`: the texts of the gang's keys, by the name of whose they are."""
+
+    home: Path
+    users: dict[str, str] = field(default_factory=dict)
+    teams: dict[str, str] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+    held: dict[str, str] = field(default_factory=dict)
+
+
+async def build(home: Path) -> World:
+    world = World(home)
+    await prepared(home)
+    async with inside(home.with_name("building"), home) as own:
+        db, generation = own.services.db, own.services.generation
+        for team in ("ours", "hidden-team"):
+            world.teams[team] = (await create_team(db, generation, INIT, name=team)).id
+        for name, (role, team_of) in _PEOPLE.items():
+            user = await own.person(name, role, name=f"{name}-name", team=team_of, limits=_LIMITS)
+            world.users[name] = user.id
+            world.held[name] = await own.key(f"{name}-key", user, scopes=["usage"], limits=_LIMITS)
+        world.users["robot"] = (await create_service(db, generation, INIT, name="robot", team="ours")).id
+        issued = await create_key(db, generation, INIT, name="robot-key", owner_id=world.users["robot"], scopes=["usage"], limits=_LIMITS)
+        world.held["robot"] = issued.key
+        world.keys = [text.split("-")[2] for text in world.held.values()]
+    shutil.rmtree(home)
+    home.with_name("building").rename(home)
+    return world
+
+
+class Gang(RuleBasedStateMachine):
+    """One run. What it may change is said in `_check`."""
+
+    members: ClassVar[tuple[str, ...]] = ()
+    world: ClassVar[World]
+    loop: ClassVar[asyncio.AbstractEventLoop]
+    calls: ClassVar[int] = 0
+    granted: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder = Path(tempfile.mkdtemp(prefix="rights-"))
+        self._stack = AsyncExitStack()
+        self._own: Inside = self._run(self._stack.enter_async_context(inside(self._folder / "home", self.world.home)))
+        self._http: httpx.AsyncClient = self._run(self._stack.enter_async_context(self._own.client()))
+        self._users, self._teams = list(self.world.users.values()), list(self.world.teams.values())
+        self._keys = list(self.world.keys)
+        self._links: list[str] = []
+        self._credentials: list[str] = []
+        self._before = self._run(self._state())
+        for name in self.members:
+            record = self._own.services.live.user_by_id(self.world.users[name])
+            assert record is not None
+            self._credentials += [self._own.services.control.tokens.issue(record), self.world.held[name]]
+
+    @property
+    def managing(self) -> bool:
+        return "manager" in self.members
+
+    def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return self.loop.run_until_complete(work)
+
+    def teardown(self) -> None:
+        self._run(self._stack.aclose())
+        shutil.rmtree(self._folder)
+
+    @rule(call=_CALLS, who=_NUMBER, one=_NUMBER, near=st.booleans(), login=st.booleans())
+    def ask(self, call: tuple[str, str, Any], who: int, one: int, near: bool, login: bool) -> None:
+        """Any call, with any credential that is held, about anything there is. `near`: about their own team."""
+        method, path, body = call
+        users, keys = (self._near(self._users), self._near(self._keys)) if near else (self._users, self._keys)
+        chosen = {
+            "{user}": users[one % len(users)],
+            "{key}": keys[one % len(keys)],
+            "{team}": self._teams[0 if near else one % len(self._teams)],
+        }
+        credentials = [text for text in self._credentials if text.startswith("eyJ") or not login]
+        for mark, value in chosen.items():
+            path = path.replace(mark, value)
+        if isinstance(body, dict):
+            body = {name: chosen.get(value, value) if isinstance(value, str) else value for name, value in body.items()}
+        self._send(method, path, body, credentials[who % len(credentials)])
+
+    def _near(self, ids: list[str]) -> list[str]:
+        """Without the strangers of the beginning."""
+        far = {self.world.users[name] for name in _PEOPLE if name.startswith(_HIDDEN)}
+        far |= {text.split("-")[2] for name, text in self.world.held.items() if name.startswith(_HIDDEN)}
+        return [id for id in ids if id not in far]
+
+    @precondition(lambda self: self._links)
+    @rule(password=_PASSWORD)
+    def use_a_link(self, password: str) -> None:
+        """Whose password it sets is in the link; whoever logs in with it is then the gang's."""
+        link = self._links.pop()
+        body = {"token": link, "new_password": password}
+        if not self._send("POST", "/auth/password/reset", body, None).is_success:
+            return
+        email = self._run(self._state())["users"][link.split(".")[0]]["email"]
+        answer = self._send("POST", "/auth/login", {"email": email, "password": password}, None)
+        if answer.status_code == 200:
+            self._hold(answer.json()["access_token"])
+
+    def _send(self, method: str, path: str, body: Any, credential: str | None) -> httpx.Response:
+        headers = {"authorization": f"Bearer {credential}"} if credential else {}
+        answer = self._run(self._http.request(method, path, json=body, headers=headers))
+        type(self).calls += 1
+        type(self).granted += answer.is_success
+        assert answer.status_code < 500, (method, path, answer.text)
+        assert _HIDDEN not in answer.text, (method, path, answer.text)
+        if path.startswith(_CLOSED):
+            assert answer.status_code in (401, 403), (method, path, answer.text)
+        for text in _KEY.findall(answer.text):
+            self._hold(text)
+            self._keys.append(text.split("-")[2])
+        if answer.is_success and path.endswith("/password-link"):
+            self._links.append(answer.json()["token"])
+        if method != "GET":
+            self._run(self._check())
+        return answer
+
+    def _hold(self, credential: str) -> None:
+        """A new credential: whatever it is, it opens nothing that only admins have."""
+        self._credentials.append(credential)
+        for path in _CLOSED:
+            answer = self._run(self._http.get(path, headers={"authorization": f"Bearer {credential}"}))
+            assert answer.status_code in (401, 403), (path, answer.text)
+
+    async def _check(self) -> None:
+        now, before = await self._state(), self._before
+        for part in ("revisions", "secrets", "teams", "live"):
+            assert now[part] == before[part], part
+        for user_id, user in now["users"].items():
+            self._check_user(user, before["users"].get(user_id))
+            if user_id not in self._users:
+                self._users.append(user_id)
+        assert before["users"].keys() <= now["users"].keys()
+        for key_id, key in now["keys"].items():
+            self._check_key(key, before["keys"].get(key_id), now["users"])
+        assert before["keys"].keys() <= now["keys"].keys()
+        self._before = now
+
+    def _check_user(self, user: dict[str, Any], before: dict[str, Any] | None) -> None:
+        manageable = self.managing and user["team_id"] == self.world.teams["ours"] and user["role"] in ("member", "viewer")
+        if before is None:
+            assert manageable, ("made", user)
+            assert user["password_hash"] is None
+            return
+        changed = {name for name in user if user[name] != before[name] and name not in ("last_login_at", "token_epoch")}
+        if not changed:
+            return
+        assert manageable, ("changed", user, before)
+        assert before["role"] in ("member", "viewer")
+        assert not changed & {"team_id", "kind", "email", "id"}, changed
+
+    def _check_key(self, key: dict[str, Any], before: dict[str, Any] | None, people: dict[str, dict[str, Any]]) -> None:
+        """Members and viewers: rotate and revoke their own, nothing else. Managers: whatever, within their team and what they hold."""
+        owner = people[key["user_id"]]
+        theirs = key["user_id"] in {self.world.users[name] for name in self.members}
+        managed = self.managing and owner["team_id"] == self.world.teams["ours"] and owner["role"] in ("member", "viewer")
+        managed = managed or (self.managing and theirs)
+        if before is None:
+            assert managed, ("made", key)
+            assert set(key["scopes"]) <= _MAY, key
+            return
+        changed = {name for name in key if key[name] != before[name]}
+        assert not changed or theirs or managed, ("changed", key, before)
+        if not managed:
+            assert changed <= {"revoked_at", "digests"}, ("changed", changed, key)
+            assert before["revoked_at"] is None or key["revoked_at"] is not None
+        if key["scopes"] != before["scopes"]:
+            assert set(key["scopes"]) <= _MAY, key
+        assert key["user_id"] == before["user_id"]
+
+    async def _state(self) -> dict[str, Any]:
+        """All that decides rights, as it stands in the database."""
+        async with self._own.services.db.read() as conn:
+            people = {row["id"]: dict(row) for row in (await conn.execute(select(tables.users))).mappings()}
+            keys = {row["id"]: dict(row) for row in (await conn.execute(select(tables.api_keys))).mappings()}
+            for row in (await conn.execute(select(tables.api_key_digests))).mappings():
+                keys[row["key_id"]].setdefault("digests", []).append(row["digest"])
+            teams = sorted((await conn.execute(select(tables.teams.c.id, tables.teams.c.name))).all())
+            counts = {
+                name: (await conn.execute(select(func.count()).select_from(table))).scalar_one()
+                for name, table in (("revisions", tables.revisions), ("secrets", tables.secrets))
+            }
+            live = (await conn.execute(select(tables.live_revision.c.revision_id))).scalars().all()
+        for key in keys.values():
+            key["digests"] = sorted(key.get("digests", []))
+        return {"users": people, "keys": keys, "teams": teams, "live": live, **counts}
+
+
+class MembersAndViewers(Gang):
+    members = ("member", "viewer", "robot")
+
+
+class WithTheirManager(Gang):
+    members = ("manager", "member", "viewer", "robot")
+
+
+def run(gang: type[Gang], steps: int, *, seed: bool = True) -> tuple[int, int]:
+    """Run about so many steps; (calls made, those that were granted). Raises what hypothesis raises where a right was gained."""
+    folder = Path(tempfile.mkdtemp(prefix="rights-world-"))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        with asyncio.Runner() as runner:
+            gang.calls = gang.granted = 0
+            gang.loop = runner.get_loop()
+            gang.world = runner.run(build(folder / "home"))
+            phases = (Phase.generate, Phase.shrink)
+            chosen = settings(
+                max_examples=max(1, steps // STEPS_EACH),
+                stateful_step_count=STEPS_EACH,
+                deadline=None,
+                derandomize=seed,
+                database=None,
+                phases=phases,
+                suppress_health_check=list(HealthCheck),
+            )
+            run_state_machine_as_test(gang, settings=chosen)
+            return gang.calls, gang.granted
+    finally:
+        structlog.reset_defaults()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    for gang in (MembersAndViewers, WithTheirManager):
+        calls, granted = run(gang, steps // 2, seed=False)
+        print(f"{gang.__name__}: {calls} calls, {granted} of them granted, no right gained")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""A caller can grant only what it holds, and touches only what is its own: decided inside the change, whatever the route's guard let in."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from auth.principal import SCOPES, Limits, Role
+from gateway.changes import (
+    Actor,
+    apply_revision,
+    create_key,
+    create_team,
+    create_user,
+    disable_user,
+    ensure_admin,
+    reset_password,
+    revoke_key,
+    rollback,
+    rotate_key,
+    set_role,
+    update_key,
+)
+from gateway.changes.revisions import delete_secret, set_secret
+from gateway.errors import Conflict, Forbidden, GatewayError, InvalidRequest, NotFound
+from gateway.keeper.ship import ship_once
+from gateway.store.users import User
+from tests.security.inside import INIT, PASSWORD, Inside
+
+
+def by(user: User | None, *, login: bool = True, scopes: frozenset[str] = SCOPES) -> Actor:
+    """As if every gate before the change had let them in, with every scope there is."""
+    return Actor(user.id if user else None, "api", "127.0.0.1", scopes, login)
+
+
+@pytest.mark.parametrize("role", [Role.MANAGER, Role.MEMBER, Role.VIEWER])
+@pytest.mark.parametrize("login", [True, False])
+async def test_every_change_looks_again_who_asks_for_it(own: Inside, role: Role, login: bool) -> None:
+    db, generation, box = own.services.db, own.services.generation, own.services.box
+    person, victim = await own.person("person", role), await own.person("victim", Role.ADMIN)
+    key = (await create_key(db, generation, INIT, name="k", owner_id=victim.id)).id
+    me, everybody = by(person, login=login), {"models": [{"id": "x", "backends": [{"type": "echo"}]}]}
+    attempts: list[Any] = [
+        lambda: create_user(db, generation, me, email="new@example.com", role=Role.ADMIN),
+        lambda: create_user(db, generation, me, email="new@example.com", role=Role.MEMBER),
+        lambda: set_role(db, generation, me, person.id, Role.ADMIN),
+        lambda: set_role(db, generation, me, victim.id, Role.VIEWER),
+        lambda: disable_user(db, generation, me, victim.id),
+        lambda: reset_password(db, generation, me, victim.id, password_hash="x"),
+        lambda: create_key(db, generation, me, name="k", owner_id=victim.id),
+        lambda: create_key(db, generation, me, name="k", scopes=["admin"]),
+        lambda: update_key(db, generation, me, key, {"scopes": ["admin"]}),
+        lambda: revoke_key(db, generation, me, key),
+        lambda: rotate_key(db, generation, me, key),
+        lambda: apply_revision(db, generation, me, everybody),
+        lambda: rollback(db, generation, me),
+        lambda: set_secret(db, generation, me, "name", "value", box=box),
+        lambda: delete_secret(db, generation, me, "name"),
+        lambda: ensure_admin(db, generation, me, email="new@example.com", password_hash="x"),
+    ]
+    for number, attempt in enumerate(attempts):
+        with pytest.raises((Forbidden, NotFound, InvalidRequest, Conflict)) as refused:
+            await attempt()
+        assert isinstance(refused.value, Forbidden | NotFound) or number in (1, 7), (number, refused.value)
+
+
+@pytest.mark.parametrize("role", [Role.MEMBER, Role.VIEWER])
+async def test_nobody_raises_their_own_limits_or_makes_keys_round_them(own: Inside, role: Role) -> None:
+    db, generation = own.services.db, own.services.generation
+    person = await own.person("person", role)
+    issued = await create_key(db, generation, INIT, name="k", owner_id=person.id, scopes=["usage"], limits=Limits(rpm=1))
+    for fields in ({"rpm": None}, {"scopes": ["usage", "inference"]}, {"models": ["*"]}, {"expires_at": None}):
+        with pytest.raises(GatewayError) as refused:
+            await update_key(db, generation, by(person), issued.id, fields)
+        assert refused.value.status in (403, 404)
+    with pytest.raises(Forbidden):
+        await create_key(db, generation, by(person), name="another", scopes=["usage"])
+
+
+async def test_a_key_never_has_more_than_its_owner_whatever_its_row_says(own: Inside) -> None:
+    """The role is taken away after the key was made: the key's scopes shrink with it, at once."""
+    owner = await own.person("was-admin", Role.ADMIN)
+    key = await own.key("mighty", owner, scopes=["admin", "inference", "usage", "metrics"])
+    async with own.client(key) as http:
+        assert (await http.get("/admin/users")).status_code == 200
+        await set_role(own.services.db, own.services.generation, INIT, owner.id, Role.VIEWER)
+        await own.caught_up()
+        assert (await http.get("/admin/users")).status_code == 403
+        assert (await http.get("/v1/models")).status_code == 403
+        assert (await http.get("/v1/usage")).status_code == 200
+
+
+async def test_a_manager_learns_no_key_that_could_do_more_than_they_may(own: Inside) -> None:
+    """A key that was an admin's, whose owner is a member of the team now: its row still says admin. Rotating it shows its text."""
+    db, generation = own.services.db, own.services.generation
+    team = (await create_team(db, generation, INIT, name="team")).id
+    manager = await own.person("manager", Role.MANAGER, team=team)
+    owner = await own.person("was-admin", Role.ADMIN, team=team)
+    issued = await create_key(db, generation, INIT, name="mighty", owner_id=owner.id, scopes=["admin", "inference"])
+    await set_role(db, generation, INIT, owner.id, Role.MEMBER)
+    with pytest.raises(Forbidden):
+        await rotate_key(db, generation, by(manager, scopes=Role.MANAGER.scopes), issued.id)
+    plain = await create_key(db, generation, INIT, name="plain", owner_id=owner.id)
+    assert (await rotate_key(db, generation, by(manager, scopes=Role.MANAGER.scopes), plain.id)).key
+
+
+async def test_an_admins_key_without_the_scope_is_no_admin(own: Inside) -> None:
+    admin = await own.person("second", Role.ADMIN)
+    me = by(admin, login=False, scopes=frozenset({"inference"}))
+    with pytest.raises(Forbidden):
+        await create_user(own.services.db, own.services.generation, me, email="x@example.com", role=Role.ADMIN)
+    with pytest.raises(GatewayError) as refused:
+        await create_key(own.services.db, own.services.generation, me, name="k", owner_id=admin.id, scopes=["admin"])
+    assert refused.value.status in (403, 404)
+
+
+async def test_the_role_is_looked_up_when_the_change_is_made(own: Inside) -> None:
+    """Not when the request was let in: a demotion that comes between the two counts."""
+    admin = await own.person("second", Role.ADMIN)
+    me = by(admin)
+    await set_role(own.services.db, own.services.generation, INIT, admin.id, Role.MEMBER)
+    with pytest.raises(GatewayError) as refused:
+        await set_role(own.services.db, own.services.generation, me, admin.id, Role.ADMIN)
+    assert refused.value.status in (403, 404)
+
+
+async def test_what_belongs_to_another_is_as_unknown_as_what_does_not_exist(own: Inside) -> None:
+    """IDOR: own keys and own usage alone, and the same answer for another's as for none."""
+    one, other = await own.person("one", Role.MEMBER), await own.person("other", Role.MEMBER)
+    key_of_one = await own.key("one", one, scopes=["inference", "usage"])
+    key_of_other = await own.key("other", other, scopes=["inference", "usage"])
+    other_id = key_of_other.split("-")[2]
+    async with own.client(await own.token(one)) as http:
+        listed = (await http.get("/auth/keys")).json()["data"]
+        assert [key["id"] for key in listed] == [key_of_one.split("-")[2]]
+        for action in ("rotate", "revoke"):
+            theirs = await http.post(f"/auth/keys/{other_id}/{action}")
+            nobodys = await http.post(f"/auth/keys/aaaaaaaaaaaa/{action}")
+            assert (theirs.status_code, theirs.json()) == (nobodys.status_code, nobodys.json())
+            assert theirs.status_code == 404
+    async with own.client(key_of_other) as http:
+        assert (await http.get("/v1/models")).status_code == 200  # it still works
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+        assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
+        asked = (await http.get("/v1/usage", params={"user": one.id, "key": key_of_one.split("-")[2], "by": "key"})).json()
+        assert all(line["key_id"] == other_id for line in asked["data"])
+
+
+async def test_what_another_used_is_never_shown(own: Inside) -> None:
+    one, other = await own.person("one", Role.MEMBER), await own.person("other", Role.MEMBER)
+    key = await own.key("one", one)
+    async with own.client(key) as http:
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+        assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
+    assert await ship_once(own.services.db, own.services.settings.run_dir)  # what the keeper does
+    async with own.client(await own.token(other)) as http:
+        for query in ("", f"?user={one.id}", f"?key={key.split('-')[2]}", "?by=key", "?by=day"):
+            assert (await http.get("/v1/usage" + query)).json()["data"] == [], query
+    async with own.client(await own.token(one)) as http:
+        assert [line["requests"] for line in (await http.get("/v1/usage")).json()["data"]] == [1]
+
+
+async def test_the_first_admin_is_made_once_however_many_try(own: Inside) -> None:
+    """Claim-the-admin: there is one already; and of many that try at once none becomes another."""
+    db, generation = own.services.db, own.services.generation
+    made = await asyncio.gather(
+        *(ensure_admin(db, generation, INIT, email=f"a{n}@example.com", password_hash="x") for n in range(8)), return_exceptions=True
+    )
+    assert made == [None] * 8
+
+
+async def test_a_stranger_can_make_nobody_an_admin(own: Inside) -> None:
+    async with own.client() as http:
+        for path in ("/admin/users", "/auth/register", "/auth/setup", "/admin/setup", "/v1/admin/setup", "/setup", "/auth/signup"):
+            answer = await http.post(path, json={"email": "x@example.com", "password": PASSWORD, "role": "admin"})
+            assert answer.status_code in (401, 404, 405), path
+        for password in ("", "admin", "password", "changeme", "admin@localhost"):
+            answer = await http.post("/auth/login", json={"email": own.admin, "password": password})
+            assert answer.status_code in (400, 401, 429), password
+
+
+async def test_the_last_admin_is_never_lost(own: Inside) -> None:
+    async with own.client(await own.log_in(own.admin)) as http:
+        me = (await http.get("/auth/me")).json()["id"]
+        for change in ({"role": "member"}, {"disabled": True}):
+            assert (await http.patch(f"/admin/users/{me}", json=change)).status_code == 409
+        assert (await http.get("/admin/users")).status_code == 200
