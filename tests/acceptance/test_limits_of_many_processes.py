@@ -1,0 +1,122 @@
+"""Limits with `--workers 2`: counted together, free again when a process is killed, kept over a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.gateway_process import Gateway, gateway
+
+PATIENCE = aiohttp.ClientTimeout(total=30)
+CONFIG = """
+models:
+  - id: m
+    prices: {input: "1", output: "1"}
+    maxOutputTokens: 8
+    backends: [{type: echo}]
+  - id: slow
+    backends: [{type: echo, chunk_delay_ms: 50}]
+"""
+BODY = {"model": "m", "messages": [{"role": "user", "content": "one two"}]}
+SLOW = {"model": "slow", "messages": [{"role": "user", "content": "w " * 200}], "stream": True}
+
+
+@pytest.fixture
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    with gateway(tmp_path_factory.mktemp("limits"), CONFIG, arguments=("--workers", "2"), GATEWAY_DRAIN_S="1") as made:
+        yield made
+
+
+def key(running: Gateway, *limits: str) -> dict[str, str]:
+    made = running.cli_json("keys", "create", "--name", "limited", *limits)
+    return {"authorization": f"Bearer {made['key']}", "id": made["id"]}
+
+
+async def ask(running: Gateway, headers: dict[str, str], body: dict[str, Any] = BODY) -> tuple[int, str]:
+    """(status, which process), on a connection of its own."""
+    async with (
+        aiohttp.ClientSession(running.url, headers=headers, timeout=PATIENCE) as http,
+        http.post("/v1/chat/completions", json=body) as answer,
+    ):
+        await answer.read()
+        return answer.status, answer.headers["x-request-id"][4:20]
+
+
+async def many(running: Gateway, headers: dict[str, str], count: int) -> list[tuple[int, str]]:
+    return list(await asyncio.gather(*(ask(running, headers) for _ in range(count))))
+
+
+async def test_two_processes_let_through_what_one_would(running: Gateway) -> None:
+    headers = await asyncio.to_thread(key, running, "--rpm", "60")
+    began_s = time.monotonic()
+    seen = await many(running, headers, 150)
+    allowed = 60 + (time.monotonic() - began_s) + 1
+    counted = Counter(status for status, _ in seen)
+    assert 60 <= counted[200] <= allowed
+    assert counted[200] + counted[429] == 150
+    assert len({process for _, process in seen}) == 2
+    await asyncio.to_thread(running.stop)
+    began_s = time.monotonic()
+    await asyncio.to_thread(running.start)
+    admitted = Counter(status for status, _ in await many(running, headers, 150))[200]
+    assert admitted <= time.monotonic() - began_s + 3, "the level survives: the bucket is not full again"
+
+
+async def test_a_budget_is_never_passed(running: Gateway) -> None:
+    headers = await asyncio.to_thread(key, running, "--budget", "0.001")  # a request reserves about 0.00025
+    statuses = Counter[int]()
+    for _ in range(12):
+        statuses.update(status for status, _ in await many(running, headers, 40))
+    assert statuses.keys() == {200, 429}
+    rows = json.loads(await asyncio.to_thread(running.cli, "usage", "--by", "key", "--json"))
+    (spent,) = [float(row["cost"]) for row in rows if row["key_id"] == headers["id"]]
+    assert 0.0007 < spent <= 0.001
+
+
+async def test_what_a_killed_process_ran_is_free_within_a_second(running: Gateway) -> None:
+    headers = await asyncio.to_thread(key, running, "--concurrency", "20")
+    begun: dict[int, str] = {}
+    open_streams: set[int] = set()
+
+    async def stream(number: int, http: aiohttp.ClientSession) -> None:
+        async with http.post("/v1/chat/completions", json=SLOW) as answer:
+            if answer.status != 200:
+                return
+            begun[number] = answer.headers["x-request-id"][4:20]
+            open_streams.add(number)
+            try:
+                await answer.read()
+            except aiohttp.ClientError:
+                pass
+            open_streams.discard(number)
+
+    async with aiohttp.ClientSession(
+        running.url, headers=headers, timeout=PATIENCE, connector=aiohttp.TCPConnector(force_close=True, limit=0)
+    ) as http:
+        tasks = [asyncio.create_task(stream(number, http)) for number in range(40)]
+        while len(open_streams) < 20:
+            await asyncio.sleep(0.02)
+        assert len(set(begun.values())) == 2
+        assert (await ask(running, headers))[0] == 429
+        victim = running.children("gateway.cli.server")[0]
+        os.kill(victim, signal.SIGKILL)
+        killed_s = time.monotonic()
+        while len(open_streams) == 20:
+            await asyncio.sleep(0.01)
+        left = len(open_streams)
+        while (await ask(running, headers))[0] == 429:
+            assert time.monotonic() - killed_s < 1.5
+            await asyncio.sleep(0.05)
+        assert len(open_streams) == left, "those of the other process go on"
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
