@@ -203,7 +203,8 @@ def _question(user: User, program: Program, ticket: str) -> Response:
     # The form's answer leads to the program: browsers hold redirects of a form to this list too.
     forms = f"form-action 'self' http://127.0.0.1:{program.port}"
     policy = f"default-src 'none'; style-src 'sha256-{style}'; {forms}; frame-ancestors 'none'; base-uri 'none'"
-    return HTMLResponse(page, headers={"content-security-policy": policy})
+    # Without a referrer a form's Origin is "null", and older browsers send nothing else to tell our page from others.
+    return HTMLResponse(page, headers={"content-security-policy": policy, "referrer-policy": "same-origin"})
 
 
 def _oidc(control: Control) -> OidcLogin:
