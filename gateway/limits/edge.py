@@ -10,7 +10,6 @@ addresses at once, and it holds as many of them as ask.
 from __future__ import annotations
 
 import functools
-import ipaddress
 import math
 import time
 from collections import OrderedDict, deque
@@ -22,7 +21,10 @@ from limits.storage import MovingWindowSupport, Storage
 from slowapi import Limiter
 from slowapi.errors import RateLimitExceeded
 
+from auth.throttle import customer
 from gateway.errors import RateLimited
+
+__all__ = ["MAX_KEYS", "AddressLimits", "Memory", "customer"]
 
 _Endpoint = TypeVar("_Endpoint", bound=Callable[..., Awaitable[Any]])
 MAX_KEYS = 100_000
@@ -89,7 +91,7 @@ class AddressLimits:
 
     def __init__(self, address_of: Callable[[Any], str]) -> None:
         self._limiter = Limiter(
-            key_func=lambda request: customer(address_of(request)),
+            key_func=lambda request: customer(address_of(request)) or "unknown",
             strategy="moving-window",
             storage_uri=f"{_SCHEME}://",
             config_filename=_NO_SETTINGS,
@@ -125,13 +127,3 @@ class AddressLimits:
         item, names = request.state.view_rate_limit
         reset_at: float = self._limiter.limiter.get_window_stats(item, *names)[0]
         return max(1, math.ceil(reset_at - time.time()))
-
-
-def customer(address: str) -> str:
-    """What stands for one customer in limits: the address, in its normal form; of IPv6 the /64, which is what one customer is given."""
-    if ":" not in address:
-        return address or "unknown"
-    try:
-        return str(ipaddress.IPv6Network((address, 64), strict=False))
-    except ValueError:
-        return "unknown"
