@@ -19,7 +19,7 @@ from auth.errors import CredentialInvalid, HasherBusy, LoginFailed
 from auth.known import Known
 from auth.passwords import Passwords
 from auth.ports import Account, AccountStore, RefreshGrant, RefreshTokenStore, UserRecord
-from auth.throttle import Attempt, Throttle
+from auth.throttle import Attempt, Throttle, customer
 from auth.tokens import AccessTokens
 
 REFRESH_LIFETIME_S = 30 * 86_400
@@ -62,7 +62,7 @@ class Login:
         self._clock = clock
 
     async def login(self, email: str, password: str, address: str = "") -> TokenPair:
-        """`address`: of the client, as one customer has it ("": not known); addresses that are the same text are the same.
+        """`address`: of the client, in its normal form; "": not known.
 
         Raises `LoginFailed` (unknown, disabled or wrong password: as long, and not told apart), `LoginDelayed` and `HasherBusy`.
         """
@@ -71,10 +71,10 @@ class Login:
 
     async def prove(self, email: str, password: str, address: str = "") -> Account:
         """Whose e-mail and password these are; a hash with old parameters is replaced. Raises as `login` does."""
-        name = email.strip().lower()[:_MAX_EMAIL_CHARS]
-        self._throttle.refuse_early(name, address)
+        name, where = email.strip().lower()[:_MAX_EMAIL_CHARS], customer(address)
+        self._throttle.refuse_early(name, where)
         await self._known.follow()
-        account, attempt = await self._admit(email, name, address)
+        account, attempt = await self._admit(email, name, where)
         stored = account.password_hash if account else None
         try:
             matches, newer = await self._passwords.verify(password, stored, ahead=attempt.known)
@@ -88,17 +88,17 @@ class Login:
             await self._accounts.save_rehash(account.user.user_id, stored, newer)
         return account
 
-    async def _admit(self, email: str, name: str, address: str) -> tuple[Account | None, Attempt]:
+    async def _admit(self, email: str, name: str, where: str) -> tuple[Account | None, Attempt]:
         """The account, and an attempt that counts. Strangers are judged before the database is asked: a flood of them must cost little."""
         attempt = None
-        if (name, address) not in self._known:
+        if (name, where) not in self._known:
             if self._asking >= _MAX_ASKING:
                 raise HasherBusy
             self._passwords.require_room()
-            attempt = self._throttle.enter(name, address, known=False)
+            attempt = self._throttle.enter(name, where, known=False)
         self._asking += attempt is not None
         try:
-            account = await self._accounts.account_by_email(email, address) if len(email) <= _MAX_EMAIL_CHARS else None
+            account = await self._accounts.account_by_email(email, where) if len(email) <= _MAX_EMAIL_CHARS else None
         except BaseException:
             if attempt is not None:
                 self._throttle.withdrawn(attempt)
@@ -109,15 +109,16 @@ class Login:
         if attempt is None or known != attempt.known:
             if attempt is not None:  # known after all, from a login that had not come round to here
                 self._throttle.withdrawn(attempt)
-            attempt = self._throttle.enter(name, address, known=known)
+            attempt = self._throttle.enter(name, where, known=known)
         return account, attempt
 
     async def knows(self, email: str, address: str) -> bool:
         """Has the user with this e-mail logged in from this address before?"""
         await self._known.follow()
-        if (email.strip().lower(), address) not in self._known:
+        where = customer(address)
+        if (email.strip().lower(), where) not in self._known:
             return False
-        account = await self._accounts.account_by_email(email, address)
+        account = await self._accounts.account_by_email(email, where)
         return account is not None and account.known
 
     async def open(self, user: UserRecord, address: str = "") -> TokenPair:
@@ -125,7 +126,7 @@ class Login:
         now_s, text = self._clock(), _mint()
         grant = RefreshGrant(user.user_id, user.token_epoch)
         await self._refresh_tokens.add(_digest(text), grant, now_s, now_s + self._refresh_lifetime_s, address)
-        self._known.add(user.email, address)
+        self._known.add(user.email, customer(address))
         return self._pair(user, text, now_s)
 
     async def refresh(self, refresh_token: str, address: str = "") -> TokenPair:

@@ -85,10 +85,10 @@ class AccountStore(Protocol):
     """People as a login sees them (services never log in): read from the database, not from process tables."""
 
     async def account_by_email(self, email: str, address: str = "") -> Account | None:
-        """The enabled person with this e-mail (any case, spaces around it ignored)."""
+        """The enabled person with this e-mail (any case, spaces around it ignored). `address`: as `auth.throttle.customer` has it."""
 
     async def logged_in_since(self, at: float) -> Iterable[tuple[str, str]]:
-        """(e-mail in lower case, address) of each login since `at`, Unix seconds, as far as it is remembered."""
+        """(e-mail in lower case, address as above) of each login since `at`, Unix seconds, as far as it is remembered."""
 
     async def account_by_id(self, user_id: str) -> Account | None:
         """The person, if enabled."""
@@ -101,7 +101,7 @@ class RefreshTokenStore(Protocol):
     """Refresh tokens by their SHA-256. Each call is one transaction. Times are Unix seconds."""
 
     async def add(self, digest: bytes, grant: RefreshGrant, now_s: float, expires_at: float, address: str = "") -> None:
-        """The first token of a new family: a login, from `address`, which is known from now on ("": not known whence)."""
+        """The first token of a new family: a login, from `address` (in full), whose customer is known from now on; "": not known whence."""
 
     async def rotate(self, old: bytes, new: bytes, now_s: float, expires_at: float, address: str = "") -> RefreshGrant:
         """Use up `old` and put `new` in its place. Raises `CredentialInvalid`: unknown, expired, or reused - then the family is revoked."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import ipaddress
 import mmap
 import os
 import secrets
@@ -205,6 +206,19 @@ class Throttle:
             yield
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+
+def customer(address: str) -> str:
+    """What stands for one customer: the address, in its normal form; of IPv6 the /64, which is what one customer is given.
+
+    "" where the address is not known. What is a customer's already stays as it is.
+    """
+    if ":" not in address or address.endswith("/64"):
+        return address
+    try:
+        return str(ipaddress.IPv6Network((address, 64), strict=False))
+    except ValueError:
+        return ""
 
 
 def _left_s(count: _Count, wait: Wait, now_s: float) -> float:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.gateway_process import PASSWORD
+from tests.oidc_provider import CLIENT_SECRET
 from tests.security.marks import shapes_in
 
 # Secrets that many tests share. (What a test marks for itself it searches for itself.)
-WORDS = (PASSWORD, "nine lanterns under the bridge", "sk-upstream", "upstream-secret", "secret stack of the upstream")
+WORDS = (PASSWORD, CLIENT_SECRET, "nine lanterns under the bridge", "sk-upstream", "upstream-secret", "secret stack of the upstream")
 
 
 def faults_in(log: bytes) -> list[str]:

@@ -95,7 +95,7 @@ class KeyIn(BaseModel):
     expires: Expiry | None = None
 
 
-class KeyToImport(KeyIn):
+class KeyImportIn(KeyIn):
     """A key that was made elsewhere. Only its SHA-256 is kept."""
 
     key: SecretStr = Field(min_length=MIN_CHARS, max_length=MAX_CHARS, examples=["sk-live-..."])
@@ -182,7 +182,7 @@ async def add_key(control: TheControl, by: By, body: KeyIn) -> KeyIssued:
     return issued_out(issued)
 
 
-async def take_key(control: TheControl, by: By, body: KeyToImport) -> KeyOut:
+async def take_key(control: TheControl, by: By, body: KeyImportIn) -> KeyOut:
     """Let a key that was made elsewhere work here. Whoever has it goes on using it as it is; rotate it when they can."""
     key = await import_key(control.db, control.generation, by, body.key.get_secret_value(), await _grant(control, body))
     await in_force(control)

@@ -20,7 +20,7 @@ from gateway.api.context import By, Caller, TheControl, address_of, in_force
 from gateway.changes import reset_password
 from gateway.changes.actor import EXTERNAL
 from gateway.errors import Forbidden, InvalidRequest, Unauthenticated
-from gateway.limits.edge import AddressLimits, customer
+from gateway.limits.edge import AddressLimits
 from gateway.runtime import Control
 from gateway.store import users
 
@@ -81,13 +81,13 @@ OwnPage = Annotated[bool, Depends(own_page)]
 async def login(request: Request, body: LoginRequest, control: TheControl, response: Response, own: OwnPage) -> Tokens:
     """Log in with e-mail and password."""
     _require_own(own, body.cookie)
-    pair = await control.login.login(body.email, body.password, customer(address_of(request)))
+    pair = await control.login.login(body.email, body.password, address_of(request))
     return _answer(control, response, pair, body.cookie)
 
 
 async def from_known_address(request: Request, body: LoginRequest, control: TheControl, **_: object) -> bool:
     """Does this user log in from here often? Then no neighbour behind the same address can shut them out; wrong passwords still wait."""
-    return await control.login.knows(body.email, customer(address_of(request)))
+    return await control.login.knows(body.email, address_of(request))
 
 
 async def refresh(request: Request, control: TheControl, response: Response, own: OwnPage, body: RefreshRequest | None = None) -> Tokens:
@@ -132,7 +132,7 @@ async def change_password(request: Request, body: PasswordRequest, caller: Calle
     if user is None:
         raise Forbidden("Only an account of this gateway has a password here.")
     try:
-        await control.login.prove(user.email, body.password, customer(address_of(request)))
+        await control.login.prove(user.email, body.password, address_of(request))
     except LoginFailed:
         raise InvalidRequest("The present password is wrong.", param="password") from None
     new_hash = await control.passwords.hash(body.new_password, email=user.email)

@@ -30,7 +30,7 @@ from gateway.api.faults import answer
 from gateway.api.login import OwnPage, Tokens, set_refresh_cookie
 from gateway.changes import Actor, admit_identity, issue_login_code, take_login_code
 from gateway.errors import Forbidden, GatewayError, InvalidRequest, NotFound, Unavailable
-from gateway.limits.edge import AddressLimits, customer
+from gateway.limits.edge import AddressLimits
 from gateway.runtime import Control
 from gateway.store.errors import StoreUnavailable
 from gateway.store.logins import Accounts
@@ -136,7 +136,7 @@ async def token(request: Request, body: CodeRequest, control: TheControl) -> Tok
         account = await Accounts(control.db).account_by_id(found.user_id)
     if account is None:
         raise InvalidRequest("This code is not valid any more: begin again.", param="code")
-    pair = await control.login.open(account.user, customer(address_of(request)))
+    pair = await control.login.open(account.user, address_of(request))
     return Tokens(access_token=pair.access_token, refresh_token=pair.refresh_token, token_type="bearer", expires_in=pair.expires_in_s)
 
 
@@ -170,7 +170,7 @@ async def _admitted(
     account = await Accounts(control.db).account_by_id(user.id)
     if account is None:  # disabled this moment
         raise Forbidden("This account is disabled.")
-    pair = await control.login.open(account.user, customer(address_of(request)))
+    pair = await control.login.open(account.user, address_of(request))
     response = RedirectResponse(oidc.config.public_url + finished.next, 302)
     set_refresh_cookie(response, pair, secure=oidc.config.secure)
     return response
@@ -203,7 +203,8 @@ def _question(user: User, program: Program, ticket: str) -> Response:
     # The form's answer leads to the program: browsers hold redirects of a form to this list too.
     forms = f"form-action 'self' http://127.0.0.1:{program.port}"
     policy = f"default-src 'none'; style-src 'sha256-{style}'; {forms}; frame-ancestors 'none'; base-uri 'none'"
-    return HTMLResponse(page, headers={"content-security-policy": policy})
+    # Without a referrer a form's Origin is "null", and older browsers send nothing else to tell our page from others.
+    return HTMLResponse(page, headers={"content-security-policy": policy, "referrer-policy": "same-origin"})
 
 
 def _oidc(control: Control) -> OidcLogin:

@@ -19,7 +19,7 @@ from gateway.api.context import By, TheControl, address_of, in_force
 from gateway.api.moments import moment
 from gateway.api.users import UserId
 from gateway.changes import issue_password_link, password_link_user, use_password_link
-from gateway.limits.edge import AddressLimits, customer
+from gateway.limits.edge import AddressLimits
 
 PATH = "/auth/password/reset"
 RATES = "20/minute;100/hour"
@@ -101,15 +101,8 @@ async def reset(request: Request, body: ResetRequest, control: TheControl) -> No
     """Set one's password with a link. Every login of this user ends."""
     user = await password_link_user(control.db, body.token)  # before anything is hashed: strangers get no further
     new_hash = await control.passwords.hash(body.new_password, email=user.email)
-    address = address_of(request)
-    await use_password_link(
-        control.db,
-        control.generation,
-        token=body.token,
-        password_hash=new_hash,
-        address=address or None,
-        customer=customer(address) if address else "",
-    )
+    where = address_of(request) or None
+    await use_password_link(control.db, control.generation, token=body.token, password_hash=new_hash, address=where)
     await in_force(control)
 
 

@@ -59,8 +59,12 @@ async def issue_login_code(db: Database, user_id: str, challenge: str, lifetime_
 
 async def take_login_code(db: Database, code: str) -> LoginCode | None:
     """Use it up, whatever becomes of it."""
+    digest = _digest(code)
+    async with db.read() as conn:  # anybody may try: only a code that exists is worth a writing transaction
+        if not await login_codes.exists(conn, digest):
+            return None
     async with db.write() as conn:
-        return await login_codes.take(conn, _digest(code), time.time())
+        return await login_codes.take(conn, digest, time.time())
 
 
 async def _carried_over(step: Change, known: KnownIdentity, identity: Identity) -> tuple[str, User]:

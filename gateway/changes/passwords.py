@@ -11,6 +11,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
+from auth.throttle import customer
 from gateway.changes.actor import Actor, change
 from gateway.errors import Conflict, InvalidRequest
 from gateway.store import login_addresses, password_links, tokens, users
@@ -52,10 +53,8 @@ async def password_link_user(db: Database, token: str) -> User:
         return await _user(conn, token, time.time())
 
 
-async def use_password_link(
-    db: Database, generation: Generation, *, token: str, password_hash: str, address: str | None = None, customer: str = ""
-) -> User:
-    """Set the password and use the link up; every login of this user ends. `customer`: the address, as logins know it from now on.
+async def use_password_link(db: Database, generation: Generation, *, token: str, password_hash: str, address: str | None = None) -> User:
+    """Set the password and use the link up; every login of this user ends. The address is known from now on.
 
     Of several at once one succeeds. Raises `InvalidRequest` as `password_link_user` does.
     """
@@ -65,8 +64,8 @@ async def use_password_link(
         await password_links.delete_of(step.conn, user.id)
         await users.set_password(step.conn, user.id, password_hash)
         await tokens.revoke_user(step.conn, user.id)
-        if customer:
-            await login_addresses.put(step.conn, user.id, customer, step.now_s)
+        if address:
+            await login_addresses.put(step.conn, user.id, customer(address), step.now_s)
         await step.record("use_password_link", _ENTITY, user.id)
         return user
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gateway.cli.context import Context, in_context
+from gateway.cli.key_rows import limits_text, listed, show_issued, show_one, shown, used
 from gateway.cli.moments import duration_s, rfc3339, until
 from gateway.cli.options import Json
 from gateway.cli.output import fail, show, show_json, show_table
@@ -16,7 +17,6 @@ from gateway.cli.output import fail, show, show_json, show_table
 if TYPE_CHECKING:
     from auth.principal import Limits
     from gateway.changes import IssuedKey
-    from gateway.store.keys import ListedKey
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
 
@@ -32,7 +32,6 @@ Tpm = Annotated[int | None, typer.Option(min=1, metavar="N", help="Tokens per mi
 Concurrency = Annotated[int | None, typer.Option(min=1, metavar="N", help="Requests at the same time.")]
 Budget = Annotated[str, typer.Option(metavar="USD[/day|week|month]", help="Money it may spend; without a window: in all.")]
 Expires = Annotated[str, typer.Option(metavar="30d", help="When it ends: a duration or an RFC 3339 time.")]
-_PAGE = 500
 _NONE = "none"  # takes a limit away
 
 
@@ -72,7 +71,7 @@ def create(
             networks=_cidrs(networks),
         )
 
-    _show_issued(in_context(work), as_json)
+    show_issued(in_context(work), as_json)
 
 
 @app.command("import")
@@ -103,9 +102,9 @@ def import_(
         owner_id = await _owner_id(ctx, owner)
         grant = changes.Grant(name, owner_id, _parts(scopes), _parts(models), limits, expires_at, description, _cidrs(networks))
         key = await changes.import_key(ctx.db, ctx.generation, ctx.actor, text, grant)
-        return await _shown(ctx, key.id)
+        return await shown(ctx, key.id)
 
-    _show_one(in_context(work), as_json)
+    show_one(in_context(work), as_json)
 
 
 @app.command()
@@ -144,9 +143,9 @@ def update(
 
     async def work(ctx: Context) -> dict[str, Any]:
         key = await update_key(ctx.db, ctx.generation, ctx.actor, bare_id(key_id), fields)
-        return await _shown(ctx, key.id)
+        return await shown(ctx, key.id)
 
-    _show_one(in_context(work), as_json)
+    show_one(in_context(work), as_json)
 
 
 @app.command("list")
@@ -158,9 +157,9 @@ def list_keys(
     as_json: Json = False,
 ) -> None:
     """List keys, oldest first."""
-    listed = in_context(lambda ctx: _listed(ctx, owner, team, search, revoked))
+    found = in_context(lambda ctx: listed(ctx, owner, team, search, revoked))
     if as_json:
-        show_json(listed)
+        show_json(found)
         return
     rows = [
         (
@@ -169,11 +168,11 @@ def list_keys(
             row["owner"],
             ",".join(row["models"]),
             ",".join(row["scopes"]),
-            _limits_text(row),
-            _used(row),
+            limits_text(row),
+            used(row),
             row["state"],
         )
-        for row in listed
+        for row in found
     ]
     show_table(("id", "name", "owner", "models", "scopes", "limits", "last used", "state"), rows, empty="There are no such keys.")
 
@@ -201,7 +200,7 @@ def rotate(
 
     grace_s = duration_s(grace, "--grace")
     issued = in_context(lambda ctx: rotate_key(ctx.db, ctx.generation, ctx.actor, bare_id(key_id), grace_s=grace_s))
-    _show_issued(issued, as_json)
+    show_issued(issued, as_json)
 
 
 def bare_id(text: str) -> str:
@@ -246,85 +245,3 @@ def _limits(rpm: int | None, tpm: int | None, concurrency: int | None, budget: s
         return Limits(rpm, tpm, concurrency, parse_budget(budget) if budget else None)
     except ValueError as error:
         raise typer.BadParameter(f"{error}.", param_hint="--budget") from None
-
-
-async def _listed(ctx: Context, owner: str, team: str, search: str, revoked: bool) -> list[dict[str, Any]]:
-    from gateway.store import keys, teams
-
-    user_id = await _owner_id(ctx, owner) or ""
-    found: list[ListedKey] = []
-    async with ctx.db.read() as conn:
-        chosen = await teams.by_name(conn, team) if team else None
-        if team and chosen is None:
-            fail(f"There is no team {team!r}; `gateway teams list` shows all.")
-        team_id = chosen.id if chosen else None
-        while page := await keys.page(
-            conn, after=found[-1].key if found else None, limit=_PAGE, user_id=user_id, team_id=team_id, search=search, revoked=revoked
-        ):
-            found += page
-    return [_fields(key, time.time()) for key in found]
-
-
-async def _shown(ctx: Context, key_id: str) -> dict[str, Any]:
-    from gateway.store import keys
-
-    async with ctx.db.read() as conn:
-        found = await keys.listed(conn, key_id)
-    assert found is not None  # keys are never removed
-    return _fields(found, time.time())
-
-
-def _fields(found: ListedKey, now_s: float) -> dict[str, Any]:
-    from gateway.limits.budget import format_budget
-
-    key = found.key
-    over = key.expires_at is not None and key.expires_at <= now_s
-    return {
-        "id": key.id,
-        "name": key.name,
-        "description": key.description,
-        "prefix": key.begins,
-        "owner": found.owner_email,
-        "models": list(key.models),
-        "scopes": list(key.scopes),
-        "networks": list(key.networks),
-        "rpm": key.limits.rpm,
-        "tpm": key.limits.tpm,
-        "concurrency": key.limits.concurrency,
-        "budget": format_budget(key.limits.budget) if key.limits.budget else None,
-        "created_at": rfc3339(key.created_at),
-        "created_by": key.created_by,
-        "last_used_at": rfc3339(found.last_used_at),
-        "expires_at": rfc3339(key.expires_at),
-        "revoked_at": rfc3339(key.revoked_at),
-        "state": "revoked" if key.revoked_at is not None else "expired" if over else "active",
-    }
-
-
-def _limits_text(row: dict[str, Any]) -> str | None:
-    return " ".join(f"{name}={row[name]}" for name in ("rpm", "tpm", "concurrency", "budget") if row[name] is not None) or None
-
-
-def _used(row: dict[str, Any]) -> str:
-    return (row["last_used_at"] or "never")[:16].replace("T", " ")
-
-
-def _show_one(row: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        show_json(row)
-        return
-    about = (row["id"], row["name"], row["owner"], ",".join(row["models"]), ",".join(row["scopes"]), ",".join(row["networks"]))
-    show("  ".join(part for part in (*about, _limits_text(row), row["state"]) if part))
-
-
-def _show_issued(issued: IssuedKey, as_json: bool) -> None:
-    if as_json:
-        show_json({
-            "id": issued.id,
-            "key": issued.key,
-            "name": issued.name,
-            "scopes": list(issued.scopes),
-            "expires_at": rfc3339(issued.expires_at),
-        })  # fmt: skip
-    else:
-        show(issued.key)

@@ -13,7 +13,9 @@ from auth.keys import PREFIX
 from auth.principal import Limits
 from gateway.store.limits import NAMES as _LIMITS
 from gateway.store.limits import limit_values, limits_of
+from gateway.store.search import holds
 from gateway.store.tables import api_key_digests, api_keys, key_uses, users
+from gateway.store.users import holding as users_holding
 
 _K = api_keys.c
 _PLAIN = (
@@ -120,7 +122,7 @@ async def page(
     if team_id is not None:
         query = query.where(_K.user_id.in_(select(users.c.id).where(users.c.team_id == team_id)))
     if search.strip():
-        query = query.where(_holding(search.strip().lower()))
+        query = query.where(_holding(conn, search))
     if not revoked:
         query = query.where(_K.revoked_at.is_(None))
     return await _listed(conn, query)
@@ -165,9 +167,9 @@ async def _listed(conn: AsyncConnection, query: Select[Any]) -> list[ListedKey]:
     return [ListedKey(_key(row[:-3]), *row[-3:]) for row in rows.all()]
 
 
-def _holding(words: str) -> ColumnElement[bool]:
-    named = or_(users.c.email.contains(words, autoescape=True), func.lower(users.c.name).contains(words, autoescape=True))
-    return or_(_K.search_text.contains(words, autoescape=True), _K.user_id.in_(select(users.c.id).where(named)))
+def _holding(conn: AsyncConnection, search: str) -> ColumnElement[bool]:
+    owners = select(users.c.id).where(or_(*users_holding(conn, search)))
+    return or_(holds(conn, _K.search_text, search.strip().lower()), _K.user_id.in_(owners))
 
 
 def _values(key: ApiKey) -> dict[str, Any]:

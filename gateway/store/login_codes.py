@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import delete, insert
+from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.tables import login_codes
@@ -25,6 +25,10 @@ async def add(conn: AsyncConnection, digest: bytes, code: LoginCode, now_s: floa
     await conn.execute(delete(login_codes).where(_C.expires_at <= now_s))
     values = {"digest": digest, "user_id": code.user_id, "challenge": code.challenge, "expires_at": expires_at}
     await conn.execute(insert(login_codes).values(values))
+
+
+async def exists(conn: AsyncConnection, digest: bytes) -> bool:
+    return (await conn.execute(select(_C.user_id).where(_C.digest == digest))).scalar() is not None
 
 
 async def take(conn: AsyncConnection, digest: bytes, now_s: float) -> LoginCode | None:

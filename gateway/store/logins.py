@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth.errors import CredentialInvalid
 from auth.ports import Account, RefreshGrant
+from auth.throttle import customer
 from gateway.store import changelog, login_addresses, tokens, trail, users
 from gateway.store.engine import Database
 from gateway.store.live import user_record
@@ -51,7 +52,7 @@ class RefreshTokens:
             await _add(conn, digest, secrets.token_hex(16), grant, now_s, expires_at)
             await users.set_last_login(conn, grant.user_id, now_s)
             if address:
-                await login_addresses.put(conn, grant.user_id, address, now_s)
+                await login_addresses.put(conn, grant.user_id, customer(address), now_s)
             await _record(conn, "login", grant.user_id, address, now_s)
 
     async def rotate(self, old: bytes, new: bytes, now_s: float, expires_at: float, address: str = "") -> RefreshGrant:

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.store.search import holds
 from gateway.store.tables import teams, users
 from gateway.store.users import Kind
 
@@ -56,8 +57,7 @@ async def page(conn: AsyncConnection, *, after: str = "", limit: int = 50, searc
     query = select(*_COLUMNS).where(teams.c.name > after).order_by(teams.c.name).limit(limit)
     if search.strip():
         words = search.strip()
-        named = (teams.c.name.contains(words, autoescape=True), func.lower(teams.c.name).contains(words.lower(), autoescape=True))
-        query = query.where(or_(*named))
+        query = query.where(or_(holds(conn, teams.c.name, words), holds(conn, func.lower(teams.c.name), words.lower())))
     if team_id is not None:
         query = query.where(teams.c.id == team_id)
     return [Team(*row) for row in (await conn.execute(query)).all()]

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from auth.principal import Limits, Role
 from gateway.store.limits import NAMES as _LIMITS
 from gateway.store.limits import limit_values, limits_of
+from gateway.store.search import holds
 from gateway.store.tables import users
 
 _U = users.c
@@ -112,7 +113,7 @@ async def page(
     """
     query = select(*_COLUMNS).where(_U.email > after).order_by(_U.email).limit(limit)
     if search.strip():
-        query = query.where(_holding(search))
+        query = query.where(or_(*holding(conn, search)))
     if team_id is not None:
         query = query.where(_U.team_id == team_id)
     if kind is not None:
@@ -175,6 +176,12 @@ async def first_admin(conn: AsyncConnection) -> User | None:
     return _user((await conn.execute(query)).one_or_none())
 
 
+def holding(conn: AsyncConnection, search: str) -> tuple[ColumnElement[bool], ...]:
+    """Any of these: the words are in the e-mail or the name. Databases may lower ASCII alone: other letters are found as written."""
+    words, lowered = search.strip(), normalise_email(search)
+    return holds(conn, _U.email, lowered), holds(conn, func.lower(_U.name), lowered), holds(conn, _U.name, words)
+
+
 def of_team(team_id: str) -> Select[Any]:
     """The ids of a team's users, to be used inside another query."""
     return select(_U.id).where(_U.team_id == team_id)
@@ -182,13 +189,6 @@ def of_team(team_id: str) -> Select[Any]:
 
 def _admins(query: Select[Any]) -> Select[Any]:
     return query.where(_U.role == Role.ADMIN.value, _U.disabled_at.is_(None), _U.kind == Kind.PERSON.value)
-
-
-def _holding(search: str) -> ColumnElement[bool]:
-    """Databases may lower ASCII alone: other letters of a name are found as they are written."""
-    words, lowered = search.strip(), normalise_email(search)
-    named = (_U.name.contains(words, autoescape=True), func.lower(_U.name).contains(lowered, autoescape=True))
-    return or_(_U.email.contains(lowered, autoescape=True), *named)
 
 
 async def _update(conn: AsyncConnection, user_id: str, **values: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -92,6 +93,24 @@ def test_login_whoami_logout(scene: tuple[Gateway, OpenIdProvider], person: dict
     log = gw.log()
     for secret in (token, refresh_token, CLIENT_SECRET):
         assert secret not in log
+
+
+def test_in_a_real_browser(scene: tuple[Gateway, OpenIdProvider], person: dict[str, str], tmp_path: Path) -> None:
+    """Cookies, the page's content policy and the way back to the program are the browser's to judge."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium here")
+    script = Path(__file__).parents[1] / "oidc_chromium.py"
+    said = tmp_path / "said"
+    shell = tmp_path / "browser"
+    shell.write_text(f'#!/bin/sh\nexec {sys.executable} {script} {chromium} dana "$1" > {said} 2>&1\n')
+    shell.chmod(0o755)
+    done = run(person, "login", "--url", scene[0].url, BROWSER=f"{shell} %s")
+    assert done.returncode == 0, done.stderr + said.read_text()
+    code = re.search(r"the code ([A-Z2-7]{4}-[A-Z2-7]{4}):", done.stderr)
+    assert code is not None
+    assert code[1] in said.read_text()
+    assert "You are logged in" in said.read_text()
 
 
 def test_the_access_token_is_renewed_once_by_many_at_once(scene: tuple[Gateway, OpenIdProvider], person: dict[str, str]) -> None:

@@ -15,11 +15,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
 from auth.keys import mint
 from tests.gateway_process import Gateway
+from tests.oidc_provider import OpenIdProvider
 from tests.security.marked_upstream import BEHAVIOURS
 from tests.security.marks import Marks
 
@@ -66,11 +68,12 @@ class Drive:
         self.findings += [f"{where}: {found}" for found in self.marks.found_in(data, allow)]
 
 
-def everything(drive: Drive) -> None:
+def everything(drive: Drive, provider: OpenIdProvider) -> None:
     """All of it, in an order that leaves the gateway usable to the end."""
     log_in(drive)
     keys = make_keys(drive)
     strangers(drive)
+    log_in_elsewhere(drive, provider)
     inference(drive, keys)
     people(drive)
     secrets_and_revisions(drive)
@@ -123,6 +126,26 @@ def _learn_pair(drive: Drive, name: str, pair: dict[str, Any]) -> dict[str, Any]
     if pair["refresh_token"]:
         drive.marks.learn(f"refresh token ({name})", pair["refresh_token"])
     return pair
+
+
+def log_in_elsewhere(drive: Drive, provider: OpenIdProvider) -> None:
+    """A login through an OpenID provider; its code a second time; one that the provider refuses, and one that nobody began."""
+    back = provider.sign_in(drive.bare("GET", "/auth/oidc/login", "beginning a login elsewhere").headers["location"], "dana")
+    given = {name: values[0] for name, values in parse_qs(urlsplit(back).query).items()}
+    for name in ("code", "state"):
+        drive.marks.learn(f"{name} of the provider", given[name])
+    for cookie in drive.http.cookies.jar:
+        drive.marks.learn(f"cookie {cookie.name}", (cookie.value or "").strip('"'))
+    path = f"{urlsplit(back).path}?{urlsplit(back).query}"
+    drive.bare("GET", path, "coming back from the provider")
+    drive.marks.learn("refresh token of the provider's login", drive.http.cookies["gateway_refresh"])
+    drive.bare("GET", path, "coming back twice")
+    drive.http.cookies.clear()
+    drive.bare("GET", path, "coming back without having begun")
+    refused = drive.bare("GET", "/auth/oidc/login", "beginning a login elsewhere").headers["location"]
+    back = provider.sign_in(refused, "dana", "deny")
+    drive.bare("GET", f"{urlsplit(back).path}?{urlsplit(back).query}", "coming back refused")
+    drive.http.cookies.clear()
 
 
 def make_keys(drive: Drive) -> dict[str, str]:

@@ -6,6 +6,7 @@ import base64
 import random
 import re
 import string
+import urllib.parse
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -62,6 +63,7 @@ class Marks:
 def forms(core: bytes) -> list[tuple[str, bytes]]:
     """How these bytes look in a text that holds them: plain (letters and digits stay as they are in JSON and URLs), hex, base64."""
     made = [("plain", core), ("hex", core.hex().encode()), ("HEX", core.hex().upper().encode()), ("reversed", core[::-1])]
+    made += [("in a URL", urllib.parse.quote(core, safe="").encode())]
     for offset in range(3):  # where the core begins within base64's groups of three bytes
         text = base64.b64encode(bytes(offset) + core)
         inner = text[-(-offset * 8 // 6) : (offset + len(core)) * 8 // 6]

@@ -20,7 +20,8 @@ import asyncpg
 import httpx
 import pytest
 
-from tests.gateway_process import gateway
+from tests.gateway_process import free_port, gateway
+from tests.oidc_provider import CLIENT_ID, CLIENT_SECRET, openid_provider
 from tests.security.everything import Drive, everything
 from tests.security.marked_upstream import BEHAVIOURS, marked_upstream, routes
 from tests.security.marks import Marks, shapes_in
@@ -30,6 +31,8 @@ _DONE = {
     "POST a login": 200,
     "POST a wrong password": 401,
     "POST a refresh token used twice": 401,
+    "GET coming back from the provider": 302,
+    "GET coming back without having begun": 400,
     "POST a key": 201,
     "POST importing a key": 201,
     "POST a user": 201,
@@ -82,19 +85,25 @@ def searched(dialect: str, database_url: str, tmp_path: Path) -> Iterator[Search
         "GATEWAY_DATABASE_URL": database_url,
         "GATEWAY_SECRET_KEY": marks.make("GATEWAY_SECRET_KEY", "aZ9-", "-Kq7Lm2Nx8Rv4Tw"),
         "GATEWAY_ADMIN_PASSWORD": marks.make("the admin's password", "Pw "),
-        "GATEWAY_OIDC_CLIENT_SECRET": marks.make("client secret at the provider"),
+        "GATEWAY_OIDC_CLIENT_ID": CLIENT_ID,
+        "GATEWAY_OIDC_CLIENT_SECRET": marks.learn("client secret at the provider", CLIENT_SECRET),
+        "GATEWAY_OIDC_DEFAULT_ROLE": "member",
         "GATEWAY_LOG_LEVEL": "debug",
         "GATEWAY_MAX_BODY_MB": "1",
         "UPSTREAM_KEY": marks.make("key of the backend", "up-"),
     }
-    with marked_upstream(marks.make("answer")) as upstream:
+    port = free_port()
+    public = f"http://127.0.0.1:{port}"
+    with marked_upstream(marks.make("answer")) as upstream, openid_provider(f"{public}/auth/oidc/callback") as provider:
+        provider.put_user("dana", email="elsewhere@example.com", email_verified=True)
         config = "models:\n" + routes(upstream.url, "${UPSTREAM_KEY}")
         with gateway(tmp_path, config, start=False) as running:
-            running.environment |= environment
+            running.environment |= environment | {"GATEWAY_OIDC_ISSUER": provider.url, "GATEWAY_OIDC_PUBLIC_URL": public}
+            running.port = port
             running.start()
             with httpx.Client(base_url=running.url, trust_env=False, timeout=20) as http:
                 drive = Drive(running, marks, http)
-                everything(drive)
+                everything(drive, provider)
                 left = _of_a_running_server(drive)
             running.stop()
             left |= _files(running.home) | {"the log": running.log_path.read_bytes()}

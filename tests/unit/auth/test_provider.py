@@ -396,7 +396,7 @@ async def test_logins_that_wait_are_bounded(fake: FakeProvider) -> None:
     while provider._waiting < AT_ONCE:
         await asyncio.sleep(0)
     with pytest.raises(ProviderAway, match="busy"):
-        await asked(provider)
+        await asyncio.wait_for(asked(provider), 5)
     fake.gate.set()
     assert await asyncio.gather(*waiting) == [DANA] * AT_ONCE
     assert await asked(provider) == DANA

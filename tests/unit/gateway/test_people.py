@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -275,7 +276,7 @@ async def test_the_powers_of_a_manager_need_a_login_a_team_and_the_role_now(hous
         "nobody": Actor(None, "api", login=True),
         "unknown": Actor("usr_none", "api", login=True),
     }
-    calls = {
+    calls: dict[str, Callable[[Actor], Awaitable[User]]] = {
         "create": lambda actor: house.create_user(actor, email="new@example.com", role="viewer"),
         "service": lambda actor: house.create_service(actor, name="robot"),
         "update": lambda actor: house.update_user(actor, people.viewer.id, {"disabled": True}),

@@ -12,9 +12,10 @@ import httpx
 import pytest
 
 from auth.principal import Role
+from auth.throttle import customer
 from auth.turns import MAX_BEHIND
 from gateway.api.login import COOKIE, LOGIN_RATES
-from gateway.limits.edge import MAX_KEYS, AddressLimits, Memory, customer
+from gateway.limits.edge import MAX_KEYS, AddressLimits, Memory
 from gateway.store import login_addresses, trail, users
 from tests.unit.gateway.api.conftest import PASSWORD, Plane
 
@@ -213,7 +214,7 @@ async def test_a_login_is_remembered(plane: Plane) -> None:
     assert found.last_login_at is not None
     assert before <= found.last_login_at <= time.time()
     told = [(entry.action, entry.actor_user_id, entry.via, entry.address) for entry in entries[:2]]
-    assert told == [("refresh_reused", user.id, "api", "2001:db8::7"), ("login", user.id, "api", "2001:db8::/64")]
+    assert told == [("refresh_reused", user.id, "api", "2001:db8::7"), ("login", user.id, "api", "2001:db8::7")]
 
 
 async def test_a_common_password_is_refused_in_words(plane: Plane) -> None:
@@ -226,7 +227,14 @@ async def test_a_common_password_is_refused_in_words(plane: Plane) -> None:
 
 @pytest.mark.parametrize(
     ("address", "name"),
-    [("192.0.2.1", "192.0.2.1"), ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"), ("fe80::1", "fe80::/64"), ("", "unknown"), ("::x", "unknown")],
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("fe80::1", "fe80::/64"),
+        ("", ""),
+        ("::x", ""),
+        ("2001:db8::/64", "2001:db8::/64"),
+    ],
 )
 def test_who_is_one_customer(address: str, name: str) -> None:
     assert customer(address) == name

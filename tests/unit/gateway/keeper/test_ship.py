@@ -14,12 +14,14 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from gateway.keeper.ship import Shipper
 from gateway.metering.ledger import SegmentWriter
 from gateway.metering.record import ENDINGS, FIELDS, TOKEN_SOURCES, UsageRecord
 from gateway.store.engine import Database
 from gateway.store.migrate import migrate
+from gateway.store.tables import key_uses
 from gateway.store.usage import segment_offsets, usage_by
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
@@ -167,4 +169,32 @@ async def test_segments_of_an_older_version_are_shipped_beside_new_lines(tmp_pat
     assert [dict(row) for row in rows if row["request_id"] != "req-x"] == [asdict(record) for record in records]
     assert [row["ending"] for row in rows if row["request_id"] == "req-x"] == ["interrupted"]
     later.close()
+    shipper.close()
+
+
+async def test_keys_are_known_to_be_used_however_their_requests_ended(tmp_path: Path, db: Database) -> None:
+    """One that ended, one that its process did not live to finish, and one that came with a login token."""
+    writer, shipper = SegmentWriter(tmp_path), Shipper(db, tmp_path)
+    shipper.acquire()
+
+    def begun(number: int, key_id: str | None, at: float) -> UsageRecord:
+        record = UsageRecord(f"r{number}", at, "chat", key_id, "u", "m", 1)
+        writer.begin(record, 0, 0)
+        return record
+
+    async def uses() -> dict[str, float]:
+        async with db.read() as conn:
+            return {row.key_id: row.at for row in (await conn.execute(select(key_uses))).all()}
+
+    for number, (key_id, at) in enumerate((("k1", 1.7e9 + 5), ("k1", 1.7e9 + 3), (None, 1.7e9 + 9))):
+        writer.end(begun(number, key_id, at))
+    begun(9, "k2", 1.7e9 + 1)
+    await shipper.ship()
+    assert await uses() == {"k1": 1.7e9 + 5}
+    writer.end(begun(10, "k1", 1.7e9 + 7))
+    await shipper.ship()
+    assert await uses() == {"k1": 1.7e9 + 5}, "at most once a minute"
+    writer.close()
+    await shipper.ship_the_last()
+    assert await uses() == {"k1": 1.7e9 + 7, "k2": 1.7e9 + 1}
     shipper.close()
