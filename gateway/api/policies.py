@@ -106,7 +106,7 @@ POLICIES: Mapping[str, Policy] = {
     "GET /admin/revisions/live": ADMIN,
     "GET /admin/revisions/{revision_id:int}": ADMIN,
     "GET /admin/backends": ADMIN,
-    "GET /admin/usage": ADMIN,
+    "GET /admin/usage": MANAGE,
     "GET /admin/secrets": ADMIN,
     "PUT /admin/secrets/{name:path}": ADMIN,
     "DELETE /admin/secrets/{name:path}": ADMIN,

@@ -1,4 +1,4 @@
-"""`/v1/usage` (the caller's own) and `/admin/usage` (everybody's), from the hourly roll-ups; by arm from the rows."""
+"""`/v1/usage` (the caller's own) and `/admin/usage` (everybody's; of a manager: the team's), from the hourly roll-ups; by arm from rows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pydantic import BaseModel, Field
 
 from gateway.api.context import Caller, TheControl
 from gateway.api.moments import before, moment, moment_or_none
+from gateway.api.paging import NO_NUL
+from gateway.api.reach import TheReach
 from gateway.errors import InvalidRequest
 from gateway.limits.budget import format_usd
 from gateway.store import usage
@@ -63,16 +65,17 @@ async def own_usage(
 
 async def all_usage(
     control: TheControl,
+    reach: TheReach,
     by: Annotated[By, Query()] = "key",
     since: Since = "30d",
     until: Until = "",
-    user: Annotated[str, Query(max_length=100, description="Only this user's (user id).")] = "",
-    key: Annotated[str, Query(max_length=100, description="Only this key's (key id).")] = "",
+    user: Annotated[str, Query(max_length=100, pattern=NO_NUL, description="Only this user's (user id).")] = "",
+    key: Annotated[str, Query(max_length=100, pattern=NO_NUL, description="Only this key's (key id).")] = "",
 ) -> UsageReport:
-    """Everybody's."""
+    """Everybody's; a manager sees what those used who are of their team now."""
     start_s, end_s = _window(since, until)
     async with control.db.read() as conn:
-        lines = await _totals(conn, by, start_s, end_s, user, key)
+        lines = await _totals(conn, by, start_s, end_s, user, key, reach.team_id)
     return _report(by, start_s, end_s, lines)
 
 
@@ -83,10 +86,12 @@ def add_routes(app: FastAPI) -> None:
     app.add_api_route("/admin/usage", all_usage, **options)
 
 
-async def _totals(conn: Connection, by: By, since_s: float, until_s: float | None, user_id: str, key_id: str) -> list[UsageLine]:
+async def _totals(
+    conn: Connection, by: By, since_s: float, until_s: float | None, user_id: str, key_id: str, team_id: str | None = None
+) -> list[UsageLine]:
     if by == "arm":
-        return await usage.usage_by_arm(conn, since_s=since_s, until_s=until_s, user_id=user_id, key_id=key_id)
-    return await usage.usage_by(conn, by, since_s=since_s, until_s=until_s, user_id=user_id, key_id=key_id)
+        return await usage.usage_by_arm(conn, since_s=since_s, until_s=until_s, user_id=user_id, key_id=key_id, team_id=team_id)
+    return await usage.usage_by(conn, by, since_s=since_s, until_s=until_s, user_id=user_id, key_id=key_id, team_id=team_id)
 
 
 def _window(since: str, until: str) -> tuple[float, float | None]:

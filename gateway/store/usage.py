@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.store.booking import COUNTERS, HOUR_S
 from gateway.store.tables import ledger_segments, usage_rollup
 from gateway.store.tables import usage as usage_table
+from gateway.store.users import of_team
 
 _DAY_S = 86_400
 _CHUNK = 500
@@ -47,10 +48,12 @@ async def usage_by(
     until_s: float | None = None,
     user_id: str = "",
     key_id: str = "",
+    team_id: str | None = None,
 ) -> list[UsageLine]:
     """Totals since the hour that `since_s` (Unix seconds) lies in, up to `until_s`, of all, of one user or of one key; sorted by group.
 
-    The hour that `until_s` lies in counts in full, unless `until_s` is its very start.
+    `team_id`: only what those used who are of this team now; None: all. The hour that `until_s` lies in counts in full, unless `until_s`
+    is its very start.
     """
     table = usage_rollup.c
     day = table.hour - table.hour % _DAY_S
@@ -62,11 +65,19 @@ async def usage_by(
         query = query.where(table.user_id == user_id)
     if key_id:
         query = query.where(table.key_id == key_id)
+    if team_id is not None:
+        query = query.where(table.user_id.in_(of_team(team_id)))
     return [_line(row, by) for row in (await conn.execute(query)).all()]
 
 
 async def usage_by_arm(
-    conn: AsyncConnection, *, since_s: float = 0, until_s: float | None = None, user_id: str = "", key_id: str = ""
+    conn: AsyncConnection,
+    *,
+    since_s: float = 0,
+    until_s: float | None = None,
+    user_id: str = "",
+    key_id: str = "",
+    team_id: str | None = None,
 ) -> list[UsageLine]:
     """As `usage_by`, by arm of each experiment and canary; requests that were in none do not count. Reads raw rows."""
     table = usage_table.c
@@ -79,6 +90,8 @@ async def usage_by_arm(
         query = query.where(table.user_id == user_id)
     if key_id:
         query = query.where(table.key_id == key_id)
+    if team_id is not None:
+        query = query.where(table.user_id.in_(of_team(team_id)))
     rows = (await conn.execute(query)).all()
     return [UsageLine(str(row[0]), int(row[1]), int(row[2]), int(row[3]), _cost(row[4:6]), row[6]) for row in rows]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Any
 
 import httpx
@@ -10,6 +12,8 @@ import pytest
 
 from auth.principal import Role
 from gateway.changes import create_service, create_team, create_user
+from gateway.metering.record import UsageRecord
+from gateway.store import booking
 from gateway.store.users import User
 from tests.unit.gateway.api.conftest import INIT, PASSWORD, Plane
 
@@ -173,6 +177,16 @@ class TestManager:
         for method, path, body in forbidden:
             assert (await manager.request(method, path, json=body)).status_code == 403, (method, path, body)
         assert (await manager.delete(f"/admin/teams/{plane.team_id}")).status_code == 403
+
+    async def test_sees_what_the_team_used(self, plane: Plane, manager: httpx.AsyncClient, stranger: User) -> None:
+        people = (plane.people[Role.MEMBER], stranger, plane.people[Role.ADMIN])
+        records = [UsageRecord(f"r{n}", time.time() - 60, "chat", None, user.id, "chat", 1, arm="a") for n, user in enumerate(people)]
+        async with plane.control.db.write() as conn:
+            await booking.insert_usage(conn, [asdict(record) for record in records], "segment", 1)
+        for query in ("by=user", "by=model", "by=day", "by=arm", f"by=user&user={people[0].id}"):
+            assert [line["requests"] for line in (await manager.get(f"/admin/usage?{query}")).json()["data"]] == [1], query
+        assert (await manager.get("/admin/usage?by=user")).json()["data"][0]["user_id"] == people[0].id
+        assert (await manager.get(f"/admin/usage?by=user&user={stranger.id}")).json()["data"] == []
 
     async def test_a_key_has_none_of_these_powers(self, plane: Plane) -> None:
         key = await plane.key("own", plane.people[Role.MANAGER], scopes=["inference", "usage"])
