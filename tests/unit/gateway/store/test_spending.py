@@ -37,3 +37,18 @@ async def test_spending_ends_with_its_window(db: Database) -> None:
     async with db.read() as conn:
         await spending.read(conn, {"k": Budget(10)})
     assert spending.spent_pusd("k", None) == 12
+
+
+async def test_a_users_budget_counts_what_logins_spent_and_not_what_keys_did(db: Database) -> None:
+    now_s = at("2026-03-10T12:00")
+    spending = Spending(lambda: now_s)
+    by_login = UsageRecord("r1", now_s - 60, "chat", None, "usr_1", "m", 1, cost_pusd=7)
+    others = (
+        replace(by_login, request_id="r2", key_id="k", cost_pusd=100),
+        replace(by_login, request_id="r3", user_id="usr_2", cost_pusd=3),
+    )
+    async with db.write() as conn:
+        await booking.insert_usage(conn, [asdict(record) for record in (by_login, *others)], "segment", 1)
+    async with db.read() as conn:
+        await spending.read(conn, {"usr_1": Budget(10, "day"), "usr_3": Budget(10), "k": Budget(200, "day")})
+    assert [spending.spent_pusd(i, w) for i, w in (("usr_1", "day"), ("usr_3", None), ("k", "day"))] == [7, 0, 100]
