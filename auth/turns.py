@@ -27,7 +27,7 @@ from typing import TypeVar
 
 from auth.errors import HasherBusy
 
-AHEAD_NICENESS, BEHIND_NICENESS = 10, 19
+NICENESS = 10  # no more: where the machine is busy, a thread that hardly ever runs would hold the interpreter from the event loop
 MAX_AHEAD, MAX_BEHIND = 64, 16
 SHARE = 0.15
 BURST_S = 1.0
@@ -55,8 +55,8 @@ class Turns:
         self._bounds = {True: max_ahead, False: max_behind}
         self._waiting = {True: 0, False: 0}
         self._threads = {
-            True: ThreadPoolExecutor(1, "password", initializer=_lower_priority, initargs=(AHEAD_NICENESS,)),
-            False: ThreadPoolExecutor(1, "password-behind", initializer=_lower_priority, initargs=(BEHIND_NICENESS,)),
+            True: ThreadPoolExecutor(1, "password", initializer=_lower_priority, initargs=(NICENESS,)),
+            False: ThreadPoolExecutor(1, "password-behind", initializer=_lower_priority, initargs=(NICENESS,)),
         }
         self._share = share
         self._burst_s = burst_s

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from auth.errors import HasherBusy
-from auth.turns import AHEAD_NICENESS, BEHIND_NICENESS, Turns
+from auth.turns import NICENESS, Turns
 
 BOTH = pytest.mark.parametrize("on_file", [False, True])
 
@@ -166,8 +166,8 @@ async def test_the_threads_give_way_and_nothing_else_does() -> None:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     here = niceness()
-    assert await turns.run(niceness, ahead=True) == max(here, AHEAD_NICENESS)
-    assert await turns.run(niceness, ahead=False) == max(here, BEHIND_NICENESS)
+    assert await turns.run(niceness, ahead=True) == max(here, NICENESS)
+    assert await turns.run(niceness, ahead=False) == max(here, NICENESS)
     assert niceness() == here
     turns.close()
 
