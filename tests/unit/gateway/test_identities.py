@@ -9,7 +9,7 @@ import pytest
 
 from auth.principal import Role
 from auth.provider import Identity
-from gateway.changes import Actor, admit_identity, create_user, issue_login_code, take_login_code
+from gateway.changes import Actor, admit_identity, create_service, create_user, disable_user, issue_login_code, take_login_code
 from gateway.errors import Forbidden
 from gateway.store import changelog, identities, login_codes, tokens, trail, users
 from gateway.store.engine import Database
@@ -63,6 +63,19 @@ async def test_a_change_at_the_provider_ends_logins(db: Database, generation: Ge
     async with db.read() as conn:
         out = await users.by_id(conn, user.id)
         assert out is not None and out.token_epoch > raised.token_epoch
+
+
+async def test_who_is_disabled_or_a_service_is_refused_here_already(db: Database, generation: Generation) -> None:
+    user = await admit_identity(db, generation, NOBODY, DANA, link_by_email=False)
+    await disable_user(db, generation, INIT, user.id)
+    for role in (Role.MEMBER, Role.ADMIN):  # also where something would have to be changed
+        with pytest.raises(Forbidden, match="disabled"):
+            await admit_identity(db, generation, NOBODY, replace(DANA, role=role), link_by_email=True)
+    service = await create_service(db, generation, INIT, name="robot", role="member")
+    async with db.write() as conn:
+        await identities.add(conn, DANA.issuer, "2", service.id, Role.MEMBER, 1)
+    with pytest.raises(Forbidden, match="disabled"):
+        await admit_identity(db, generation, NOBODY, replace(DANA, subject="2"), link_by_email=True)
 
 
 async def test_subjects_of_two_issuers_are_two(db: Database, generation: Generation) -> None:
