@@ -12,6 +12,7 @@ from gateway.store.engine import Database
 from gateway.store.tables import key_uses
 
 PERIOD_S = 60.0
+_AT_ONCE = 4000  # keys in a transaction: others want to write, too
 _CHUNK = 400  # two values each; any SQLite takes 999
 
 
@@ -41,16 +42,18 @@ class Uses:
             return 0
         now_s = self._wall()
         self._written = {key_id: at for key_id, at in self._written.items() if 0 <= now_s - at < PERIOD_S}
-        due = {key_id: at for key_id, at in self._waiting.items() if everything or key_id not in self._written}
-        if not due:
-            return 0
+        due = [key_id for key_id in self._waiting if everything or key_id not in self._written]
+        for start in range(0, len(due), _AT_ONCE):
+            await self._write({key_id: self._waiting[key_id] for key_id in due[start : start + _AT_ONCE]}, db, now_s)
+        return len(due)
+
+    async def _write(self, uses: Mapping[str, float], db: Database, now_s: float) -> None:
         async with db.write() as conn:
-            await save(conn, due)
-        self._written.update(dict.fromkeys(due, now_s))
-        for key_id, at in due.items():
+            await save(conn, uses)
+        self._written.update(dict.fromkeys(uses, now_s))
+        for key_id, at in uses.items():
             if self._waiting.get(key_id) == at:  # else it was used again meanwhile
                 del self._waiting[key_id]
-        return len(due)
 
 
 async def save(conn: AsyncConnection, uses: Mapping[str, float]) -> None:

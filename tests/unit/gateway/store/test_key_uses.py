@@ -75,3 +75,12 @@ async def test_what_could_not_be_written_waits(db: Database) -> None:
     await away.close()
     assert await uses.write(db) == 1
     assert await written(db) == {"a": 1.0}
+
+
+async def test_very_many_are_written_in_several_transactions(db: Database) -> None:
+    uses = Uses(Wall())
+    for number in range(9000):
+        uses.note(f"{number:012d}", 1.0 + number)
+    assert await uses.write(db) == 9000
+    assert len(await written(db)) == 9000
+    assert await uses.write(db) == 0
