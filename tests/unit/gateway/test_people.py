@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from auth.issuers import USER_PREFIX
 from auth.principal import Budget, Limits, Role
 from gateway import changes
 from gateway.changes import Actor
+from gateway.changes.actor import EXTERNAL
 from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from gateway.store import teams, trail, users
 from gateway.store.engine import Database
@@ -300,6 +302,7 @@ async def test_the_powers_of_a_manager_need_a_login_a_team_and_the_role_now(hous
 
 
 async def test_whom_a_trusted_issuer_vouches_for_has_what_the_token_says(house: House, people: People) -> None:
+    assert EXTERNAL == USER_PREFIX
     admin = Actor("ext_0123456789abcdef", "api", None, Role.ADMIN.scopes, login=True)
     assert (await house.create_user(admin, email="new@example.com", role="viewer")).role == Role.VIEWER
     assert (await house.audit())[0].actor_user_id == admin.user_id
