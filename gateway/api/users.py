@@ -102,7 +102,7 @@ async def list_users(
 ) -> Page[UserOut]:
     """Users in the order of their e-mail addresses."""
     if team is not None and reach.team_id not in (None, team):
-        return Page(data=[])
+        return Page(data=[], next=None)
     async with control.db.read() as conn:
         last = await users.by_id(conn, after) if after else None
         if after and (last is None or not reach.sees(last)):
