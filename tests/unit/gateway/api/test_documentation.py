@@ -15,7 +15,16 @@ from gateway.api.relayed import SHAPES
 from gateway.relay.operations import ROUTES, check_required
 from tests.unit.gateway.api.conftest import Plane
 
-HIDDEN = {"GET /auth/password/reset", "GET /docs", "GET /docs/{version}/{name}", "GET /openapi.json", "HEAD /", "HEAD /health", "HEAD /healthz", "HEAD /readyz"}
+HIDDEN = {
+    "GET /auth/password/reset",
+    "GET /docs",
+    "GET /docs/{version}/{name}",
+    "GET /openapi.json",
+    "HEAD /",
+    "HEAD /health",
+    "HEAD /healthz",
+    "HEAD /readyz",
+}
 BUNDLE_SHA256 = "e6a898692f2d768e807c3ba4626068a69a2c5dd960dd6c76f3e4d3a3de180af2"
 
 
