@@ -245,7 +245,7 @@ async def _analyze(url: str) -> None:
     """What autovacuum does within a minute of such a load."""
     connection = await asyncpg.connect(url.replace("postgresql+asyncpg://", "postgresql://", 1))
     try:
-        await connection.execute("ANALYZE")
+        await connection.execute("VACUUM ANALYZE")
     finally:
         await connection.close()
 

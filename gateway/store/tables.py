@@ -68,8 +68,9 @@ api_keys = Table(
     Column("networks", Strings, nullable=False, server_default="[]"),  # CIDR; [] = from anywhere
     Column("prefix", Text),  # what is shown of an imported key; null: it begins with "sk-gw-" and its id
     Column("created_by", Text),
-    Column("search_text", Text, nullable=False, server_default=""),  # name, description and prefix in lower case
-    Index(None, "created_at", "id"),
+    Column("search_text", Text, nullable=False, server_default=""),  # prefix, name and description in lower case, at most 600 characters
+    # All that lists choose by: a search looks through this index and reads nothing else.
+    Index("ix_api_keys_listed", "created_at", "id", "user_id", "revoked_at", "search_text"),
     Index(None, "user_id", "created_at", "id"),
 )
 

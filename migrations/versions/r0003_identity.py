@@ -34,6 +34,8 @@ def upgrade() -> None:
     op.add_column("api_keys", sa.Column("search_text", sa.Text(), nullable=False, server_default=""))
     op.create_index(op.f("ix_api_keys_user_id_created_at_id"), "api_keys", ["user_id", "created_at", "id"])
     op.drop_index(op.f("ix_api_keys_user_id"), "api_keys")
+    op.create_index("ix_api_keys_listed", "api_keys", ["created_at", "id", "user_id", "revoked_at", "search_text"])
+    op.drop_index(op.f("ix_api_keys_created_at_id"), "api_keys")
     _make_searchable()
     op.create_table(
         "key_uses",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from gateway import changes
 from gateway.changes import Actor
 from gateway.changes.actor import EXTERNAL
 from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound
-from gateway.store import teams, trail, users
+from gateway.store import keys, teams, trail, users
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
 from gateway.store.live import LiveTables
@@ -339,3 +340,15 @@ async def test_search_finds_parts_of_addresses_and_names_as_they_are(house: Hous
     assert await found(team_id=people.own.id, kind=Kind.SERVICE) == ["indexer"]
     assert await found(team_id=people.other.id) == ["stranger"]
     assert await found(team_id="") == [], "nobody is of no team by way of the empty id"
+
+
+async def test_the_longest_description_fits_into_the_index_that_searches_look_through(house: House, people: People) -> None:
+    rng = random.Random(1)
+    long = "".join(chr(rng.randrange(0x20000, 0x2A000)) for _ in range(1000))  # four bytes each, and nothing to compress
+    key = keys.ApiKey("k3v9x0q2m7ab", people.member.id, long[:200], ("*",), ("inference",), Limits(), 1.0, description=long)
+    async with house.db.write() as conn:
+        await keys.insert_key(conn, key, b"d" * 32)
+    async with house.db.read() as conn:
+        for words in (long[100:110], long[200:210], "sk-gw-K3V9", "member@EXAMPLE"):
+            assert [found.key for found in await keys.page(conn, search=words)] == [key], words
+        assert await keys.page(conn, search="no such") == []
