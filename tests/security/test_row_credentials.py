@@ -174,7 +174,7 @@ async def test_metrics_are_for_those_on_this_machine_and_for_nobody_they_speak_f
         assert (await http.get("/metrics", headers=headers)).status_code == 200
 
 
-@pytest.mark.parametrize("secret", ["", "short", "a" * 64, "changeme" * 8, "your-secret-key-" * 3, "0" * 32])
+@pytest.mark.parametrize("secret", ["", "aB3eF6hI9kL2nO5qR8tU1wX4zA7cD0x", "a" * 64, "changeme" * 8, "your-secret-key-" * 3, "0" * 32])
 def test_an_empty_short_or_sample_secret_is_refused(tmp_path: Path, secret: str) -> None:
     with pytest.raises(SecretKeyRefused):
         check_secret_key(secret, "GATEWAY_SECRET_KEY")
