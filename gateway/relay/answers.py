@@ -50,7 +50,7 @@ def take(flow: Flow, attempt: Attempt, body: bytes, by_close: bool) -> None:
             value = header(headers, name)
             if value and heads.safe_value(value):
                 lines += name + b": " + value + b"\r\n"
-        flow.answer(status, lines, _error_body(flow, status, body), None, "rejected")
+        flow.answer(status, lines, _error_body(flow, status, unsaid(attempt, body)), None, "rejected")
 
 
 def _take_success(flow: Flow, attempt: Attempt, body: bytes, by_close: bool) -> None:
@@ -88,6 +88,12 @@ def raw_lines(headers: Headers) -> bytes:
 def raw_usage(flow: Flow, tail: bytes) -> Usage | None:
     """The usage at the end of a JSON body of which only the end was kept."""
     return flow.request.operation.protocol.usage_of(tail_value(tail.strip()))
+
+
+def unsaid(attempt: Attempt, words: bytes) -> bytes:
+    """A backend's words without the credential that it was sent: some repeat what they do not accept."""
+    target = attempt.target
+    return words.replace(target.secret, b"[secret]") if target is not None and target.secret else words
 
 
 def _error_body(flow: Flow, status: int, body: bytes) -> bytes:

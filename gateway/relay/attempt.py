@@ -223,7 +223,7 @@ class Attempt:
         if data is None:
             return False
         if stream.is_error(data):
-            failure = answers.stream_error(self.flow, data)
+            failure = answers.stream_error(self.flow, answers.unsaid(self, data))
             if failure.status < 500:
                 self._give_up(failure, "4xx")
             else:

@@ -17,6 +17,8 @@ from gateway.routing.retries import RATIO, RetryBudget
 DEFAULT_MAX_OUTPUT_TOKENS = 1024
 DEFAULT_MAX_ATTEMPTS = 2
 
+_SECRET_CHARS = 8  # of a backend's credential: shorter ones are words
+
 
 @dataclass(frozen=True, slots=True)
 class BackendSpec:
@@ -34,7 +36,7 @@ class BackendSpec:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """One backend of one route. `id` is its name in records, metrics and errors. Compared by identity."""
+    """One backend of one route. `id` is its name in records, metrics and errors, `secret` what no error repeats. Compared by identity."""
 
     id: str
     type: str
@@ -44,6 +46,7 @@ class Target:
     path: str | None = None
     priority: int = 0
     health: Health = field(default_factory=Health, repr=False)
+    secret: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +202,7 @@ def _targets(
             path=spec.path or None,
             priority=entry.priority,
             health=health_of(spec, upstream_model),
+            secret=_secret_of(spec),
         )
 
 
@@ -222,6 +226,12 @@ def spec_of(entry: CustomEntry | LocalEntry | EchoEntry, secrets: Mapping[str, s
     elif entry.api_key is not None:
         header = f"Bearer {_plain(entry.api_key, secrets)}"
     return BackendSpec("custom", base_url=entry.base_url, authorization=header, allow_link_local=entry.allow_link_local)
+
+
+def _secret_of(spec: BackendSpec) -> bytes:
+    """The credential without its scheme; nothing where it is too short to be told from other words."""
+    words = (spec.authorization or "").split()
+    return words[-1].encode() if words and len(words[-1]) >= _SECRET_CHARS else b""
 
 
 def _plain(value: str | SecretRef, secrets: Mapping[str, str]) -> str:

@@ -222,8 +222,8 @@ def inference(drive: Drive, keys: dict[str, str]) -> None:
         for stream in (False, True):
             name = f"prompt to {model}{' streamed' if stream else ''}"
             body = _chat(f"up/{model}", drive.marks.make(name, '비밀 "', " é\\n"), stream)
-            # the words of a backend's error event are passed on: what it says there of itself or of the prompt is its answer
-            said = ["key of the backend", name] if model == "error-event" else ["answer"]
+            # the words of a backend's error are passed on, but for the key that it was sent: what it says there of the prompt is its answer
+            said = [name] if model in ("error-event", "400") else ["answer"]
             drive.call("POST", "/v1/chat/completions", f"a chat with {model}", key=keys["plain"], json=body, allow=said)
     drive.call("GET", "/v1/usage", key=keys["all"])
 

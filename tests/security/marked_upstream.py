@@ -78,6 +78,7 @@ async def _error_event(wire: Wire, seen: Seen) -> None:
 
 BEHAVIOURS: dict[str, Script | None] = {
     "good": None,
+    "400": _error(400),
     "401": _error(401),
     "403": _error(403),
     "407": _error(407),
