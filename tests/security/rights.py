@@ -30,6 +30,7 @@ from sqlalchemy import func, select
 
 from auth.principal import Limits, Role
 from gateway.changes import create_key, create_service, create_team
+from gateway.keeper.ship import ship_once
 from gateway.store import tables
 from tests.security.inside import INIT, Inside, inside, prepared
 
@@ -49,7 +50,7 @@ _LIMITS = Limits(rpm=500)
 _MAY = frozenset({"inference", "usage"})
 _KEY = re.compile(r"sk-gw-[a-z0-9]{12}-[A-Za-z0-9]{43}")
 # What must not open, whatever the gang holds.
-_CLOSED = ("/admin/revisions", "/admin/audit", "/admin/secrets", "/admin/usage", "/admin/backends", "/admin/audit/export")
+_CLOSED = ("/admin/revisions", "/admin/audit", "/admin/secrets", "/admin/backends", "/admin/audit/export")
 
 _ROLES = st.sampled_from(["admin", "manager", "member", "viewer"])
 _SCOPES = st.lists(st.sampled_from(["inference", "usage", "metrics", "admin"]), min_size=1, max_size=3)
@@ -74,6 +75,10 @@ _GET = st.sampled_from(
         "/admin/keys?team={team}",
         "/admin/teams/{team}",
         "/v1/usage?user={user}",
+        "/admin/usage?by=key",
+        "/admin/usage?by=user",
+        "/admin/usage?user={user}",
+        "/admin/usage?key={key}",
         "/admin/users?after={user}",
         "/admin/keys?after={key}",
         *_CLOSED,
@@ -155,6 +160,9 @@ async def build(home: Path) -> World:
             user = await own.person(name, role, name=f"{name}-name", team=team_of, limits=_LIMITS)
             world.users[name] = user.id
             world.held[name] = await own.key(f"{name}-key", user, scopes=["usage"], limits=_LIMITS)
+            if name.startswith(_HIDDEN):
+                world.held[f"{name}-used"] = await own.key(f"{name}-used", user)
+                await _use(own, world.held[f"{name}-used"])
         world.users["robot"] = (await create_service(db, generation, INIT, name="robot", team="ours")).id
         issued = await create_key(db, generation, INIT, name="robot-key", owner_id=world.users["robot"], scopes=["usage"], limits=_LIMITS)
         world.held["robot"] = issued.key
@@ -162,6 +170,14 @@ async def build(home: Path) -> World:
     shutil.rmtree(home)
     home.with_name("building").rename(home)
     return world
+
+
+async def _use(own: Inside, key: str) -> None:
+    """So that there is something to be seen in the usage."""
+    async with own.client(key) as http:
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+        assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
+    assert await ship_once(own.services.db, own.services.settings.run_dir)
 
 
 class Gang(RuleBasedStateMachine):
@@ -182,6 +198,8 @@ class Gang(RuleBasedStateMachine):
         self._users, self._teams = list(self.world.users.values()), list(self.world.teams.values())
         self._keys = list(self.world.keys)
         self._links: list[str] = []
+        self._far = {self.world.users[name] for name in _PEOPLE if name.startswith(_HIDDEN)}
+        self._far |= {text.split("-")[2] for name, text in self.world.held.items() if name.startswith(_HIDDEN)}
         self._credentials: list[str] = []
         self._before = self._run(self._state())
         for name in self.members:
@@ -219,9 +237,7 @@ class Gang(RuleBasedStateMachine):
 
     def _near(self, ids: list[str]) -> list[str]:
         """Without the strangers of the beginning."""
-        far = {self.world.users[name] for name in _PEOPLE if name.startswith(_HIDDEN)}
-        far |= {text.split("-")[2] for name, text in self.world.held.items() if name.startswith(_HIDDEN)}
-        return [id for id in ids if id not in far]
+        return [id for id in ids if id not in self._far]
 
     @precondition(lambda self: self._links)
     @rule(password=_PASSWORD)
@@ -243,6 +259,7 @@ class Gang(RuleBasedStateMachine):
         type(self).granted += answer.is_success
         assert answer.status_code < 500, (method, path, answer.text)
         assert _HIDDEN not in answer.text, (method, path, answer.text)
+        assert not any(id in answer.text for id in self._far), (method, path, answer.text)
         if path.startswith(_CLOSED):
             assert answer.status_code in (401, 403), (method, path, answer.text)
         for text in _KEY.findall(answer.text):

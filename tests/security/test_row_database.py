@@ -80,7 +80,10 @@ def _builds(node: ast.AST) -> bool:
         return True
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mod):
         return any(isinstance(part, ast.Constant) and isinstance(part.value, str) for part in ast.walk(node))
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("format", "join", "replace")
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return False
+    # `.join` is a query's too: a text's stands behind the text itself
+    return node.func.attr == "format" or (node.func.attr in ("join", "replace") and isinstance(node.func.value, ast.Constant))
 
 
 # Names of tables and of our own making, settings of a connection: none of it comes from a request. Each is looked at when it is entered.
