@@ -1,13 +1,17 @@
 /* What is left of every limit, in a file that all processes of a host map: the form in C of levels.py, which says what it is for and what
  * each function does. Taken in its place where it is compiled.
  *
- *     Header     the lock, and how much room there is
- *     Process[]  one slot for each attached process: a lock that it holds as long as it lives
+ *     Header     the lock, how much room there is, and the undo record
+ *     Process[]  how much each attached process holds
  *     Account[]  a hash table by the digest of the limit's id
  *     Held[]     one record for each reservation that is not settled, so that those of a killed process can be given back
  *
- * One lock guards everything but the slots' own: a decision takes less time than a finer lock would save. Both kinds are robust mutexes of
- * POSIX: the kernel marks those that a dying thread holds, and the next who asks is told. No lock is held while Python runs.
+ * One lock guards everything: a decision takes less time than a finer lock would save. It is a robust mutex of POSIX: if a process is killed
+ * that holds it, the next who asks is told. Whatever changes accounts or records first writes down how they were (`begin`), and that is put
+ * back then: a step was made whole, or not at all. No lock is held while Python runs.
+ *
+ * That a process lives is a lock of its open file (not a mutex, which its thread would own): it goes with the process, and not before. A
+ * child that was forked is not attached.
  */
 
 #define _GNU_SOURCE
@@ -23,31 +27,19 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
-#define MAGIC 0x31736c6576656c67ULL /* "glevels1" */
+#define MAGIC 0x32736c6576656c67ULL /* "glevels2" */
 #define PROCESSES 256
 #define ACCOUNTS (1u << 18)
 #define HELD (1u << 18)
 #define MOST_AT_ONCE 4
 #define NONE (-1)
-#define HEADER_BYTES 256
+#define HEADER_BYTES 1024
 
-enum { FREE_SLOT, RUNNING_SLOT };
+enum { ALL_BYTE, ONE_BYTE, FIRST_PROCESS_BYTE }; /* of the file, whose locks mean: attached; entering; this process lives */
 enum { REQUESTS, TOKENS, CONCURRENCY, BUDGET };
-
-typedef struct {
-    uint64_t magic, epoch;
-    pthread_mutex_t lock;
-    uint32_t accounts_used, held_free, held_fresh, held_used;
-} Header;
-
-typedef struct {
-    pthread_mutex_t alive;
-    int32_t state, pid;
-    uint32_t held; /* first of its reservations, 0 = none */
-    uint32_t unused[3];
-} Process;
 
 typedef struct {
     uint64_t id[2];
@@ -57,20 +49,46 @@ typedef struct {
     int64_t running, reserved_pusd, spent_pusd;
     double window_end_s; /* of the budget; 0 = no window was begun */
     uint64_t epoch;      /* the header's when it was last opened: one behind is from before the last start */
-    uint64_t unused[2];
+    int64_t window_kind; /* 0 = none was begun */
+    uint64_t unused;
 } Account;
 
 typedef struct {
-    uint32_t next, previous; /* among those of its process (next alone: among the free ones) */
-    uint32_t process;        /* 0 = free; else the slot's number plus one */
-    uint32_t count;
+    uint32_t next;    /* among the free ones */
+    uint32_t process; /* 0 = free; else the slot's number plus one */
+    uint32_t count, unused;
     uint32_t accounts[MOST_AT_ONCE];
     int64_t tokens, cost_pusd;
 } Held;
 
-#define FILE_BYTES (HEADER_BYTES + PROCESSES * sizeof(Process) + ACCOUNTS * sizeof(Account) + (size_t)HELD * sizeof(Held))
+typedef struct {
+    uint32_t accounts_used, held_free, held_fresh;
+} Room;
+
+/* What a step may change, as it was before. */
+typedef struct {
+    uint32_t begun, count, record, slot;
+    uint32_t numbers[MOST_AT_ONCE];
+    Account accounts[MOST_AT_ONCE];
+    Held held;
+    Room room;
+    uint32_t process_holds;
+} Undo;
 
 typedef struct {
+    uint64_t magic, epoch;
+    pthread_mutex_t lock;
+    Room room;
+    Undo undo;
+} Header;
+
+typedef struct {
+    uint32_t holds; /* how many reservations */
+} Process;
+
+#define FILE_BYTES (HEADER_BYTES + PROCESSES * sizeof(Process) + ACCOUNTS * sizeof(Account) + (size_t)HELD * sizeof(Held))
+
+typedef struct Levels {
     PyObject_HEAD
     char *memory;
     Header *header;
@@ -78,6 +96,7 @@ typedef struct {
     Account *accounts;
     Held *held; /* held[0] is not used: 0 says "none" */
     int fd, slot;
+    struct Levels *next; /* of those attached by this process */
 } Levels;
 
 typedef struct {
@@ -88,19 +107,80 @@ typedef struct {
 } Permit;
 
 static PyTypeObject PermitType;
+static Levels *first_attached;
 
-/* the lock */
+/* the lock, and steps that are made whole or not at all */
+
+/* A process is killed between two instructions: what it stored before the first is there for the others, if the compiler keeps the order. */
+#define IN_THIS_ORDER() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+
+static void begin(Levels *self, const uint32_t *numbers, uint32_t count, uint32_t record, int slot)
+{
+    Undo *undo = &self->header->undo;
+    for (uint32_t i = 0; i < count; i++) {
+        undo->numbers[i] = numbers[i];
+        undo->accounts[i] = self->accounts[numbers[i]];
+    }
+    undo->count = count;
+    undo->record = record;
+    undo->held = self->held[record];
+    undo->slot = (uint32_t)slot;
+    undo->process_holds = self->processes[slot].holds;
+    undo->room = self->header->room;
+    IN_THIS_ORDER();
+    undo->begun = 1;
+    IN_THIS_ORDER();
+}
+
+static void commit(Levels *self)
+{
+    IN_THIS_ORDER();
+    self->header->undo.begun = 0;
+    IN_THIS_ORDER();
+}
+
+/* Safe to be killed in: the next begins again. The bounds are for a file that a crash of the whole machine has torn. */
+static void roll_back(Levels *self)
+{
+    Undo *undo = &self->header->undo;
+    if (!undo->begun)
+        return;
+    for (uint32_t i = 0; i < undo->count && i < MOST_AT_ONCE; i++)
+        if (undo->numbers[i] < ACCOUNTS)
+            self->accounts[undo->numbers[i]] = undo->accounts[i];
+    if (undo->record < HELD && undo->slot < PROCESSES) {
+        self->held[undo->record] = undo->held;
+        self->processes[undo->slot].holds = undo->process_holds;
+    }
+    self->header->room = undo->room;
+    commit(self);
+}
 
 static void lock(Levels *self)
 {
-    int outcome = pthread_mutex_lock(&self->header->lock);
-    if (outcome == EOWNERDEAD) /* it died between two assignments: at worst one reservation is counted and not held */
+    if (pthread_mutex_lock(&self->header->lock) == EOWNERDEAD) {
+        roll_back(self);
         pthread_mutex_consistent(&self->header->lock);
+    }
 }
 
 static void unlock(Levels *self)
 {
     pthread_mutex_unlock(&self->header->lock);
+}
+
+/* A lock of the open file: a descriptor that is opened and closed elsewhere does not take it away. */
+static int file_lock(Levels *self, int command, short kind, off_t byte)
+{
+    struct flock wanted = {.l_type = kind, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+    return fcntl(self->fd, command, &wanted);
+}
+
+/* The file is sparse, and a hole that cannot be filled (the disk is full) would kill the process: so it is filled by a call that can fail. */
+static int make_room(Levels *self, const void *at, size_t size)
+{
+    off_t begin_at = (const char *)at - self->memory;
+    return fallocate(self->fd, 0, begin_at, (off_t)size) == 0 || (errno != ENOSPC && errno != EDQUOT);
 }
 
 static int make_mutex(pthread_mutex_t *mutex)
@@ -135,9 +215,10 @@ static double filled(double left, int64_t limit, double elapsed_s)
 static void refill(Account *account, double now_s)
 {
     double elapsed_s = now_s - account->updated_s;
-    if (elapsed_s <= 0) { /* another process read its clock a moment later; or the clock was set back: nothing for that time */
-        if (elapsed_s < -1)
-            account->updated_s = now_s;
+    if (elapsed_s <= 0) { /* another process read its clock later, but was here before; or the clock was set back: nothing for that time */
+        struct timespec real;
+        if (elapsed_s < -1 && clock_gettime(CLOCK_REALTIME, &real) == 0 && account->updated_s > (double)real.tv_sec + 1)
+            account->updated_s = (double)real.tv_sec;
         return;
     }
     account->updated_s = now_s;
@@ -155,69 +236,62 @@ static double moved(double left, int64_t old, int64_t new)
     return left < (double)new ? left : (double)new;
 }
 
-/* reservations */
+/* reservations: all of these within a step, but `give_back` and `sweep`, which make one for each */
 
-static uint32_t take_held(Levels *self)
+/* The record that `take_held` would take; 0: there is none. */
+static uint32_t next_held(Levels *self)
 {
-    Header *header = self->header;
-    uint32_t number = header->held_free;
-    if (number) {
-        header->held_free = self->held[number].next;
-    } else {
-        if (header->held_fresh >= HELD)
-            return 0;
-        number = header->held_fresh++;
-    }
-    Process *process = &self->processes[self->slot];
-    Held *held = &self->held[number];
-    held->process = (uint32_t)self->slot + 1;
-    held->previous = 0;
-    held->next = process->held;
-    if (process->held)
-        self->held[process->held].previous = number;
-    process->held = number;
-    header->held_used++;
-    return number;
+    const Room *room = &self->header->room;
+    if (room->held_free)
+        return room->held_free;
+    if (room->held_fresh >= HELD || !make_room(self, &self->held[room->held_fresh], sizeof(Held)))
+        return 0;
+    return room->held_fresh;
 }
 
-static void drop_held(Levels *self, uint32_t number)
+static Held *take_held(Levels *self, uint32_t number)
 {
+    Room *room = &self->header->room;
     Held *held = &self->held[number];
-    if (held->previous)
-        self->held[held->previous].next = held->next;
+    if (number == room->held_free)
+        room->held_free = held->next;
     else
-        self->processes[held->process - 1].held = held->next;
-    if (held->next)
-        self->held[held->next].previous = held->previous;
-    held->process = 0;
-    held->next = self->header->held_free;
-    self->header->held_free = number;
-    self->header->held_used--;
+        room->held_fresh++;
+    held->process = (uint32_t)self->slot + 1;
+    self->processes[self->slot].holds++;
+    return held;
 }
 
 static void settle(Levels *self, uint32_t number, int64_t tokens, int64_t cost_pusd)
 {
     Held *held = &self->held[number];
+    int slot = (int)held->process - 1;
+    begin(self, held->accounts, held->count, number, slot);
     for (uint32_t i = 0; i < held->count; i++) {
         Account *account = &self->accounts[held->accounts[i]];
         account->running--;
         account->reserved_pusd -= held->cost_pusd;
         account->spent_pusd = sum(account->spent_pusd, cost_pusd);
-        account->tokens_left += (double)(held->tokens - tokens);
+        account->tokens_left += (double)held->tokens - (double)tokens;
         if (account->tpm != NONE && account->tokens_left > (double)account->tpm)
             account->tokens_left = (double)account->tpm;
     }
-    drop_held(self, number);
+    held->process = 0;
+    held->next = self->header->room.held_free;
+    self->header->room.held_free = number;
+    self->processes[slot].holds--;
+    commit(self);
 }
 
 /* What a killed process held: its slots are free, its reservation counts as used. Nobody knows better before the ledger is read. */
 static uint32_t give_back(Levels *self, int slot)
 {
-    uint32_t count = 0, number;
-    while ((number = self->processes[slot].held) != 0) {
-        settle(self, number, self->held[number].tokens, self->held[number].cost_pusd);
-        count++;
-    }
+    uint32_t count = 0;
+    for (uint32_t number = 1; self->processes[slot].holds && number < self->header->room.held_fresh; number++)
+        if (self->held[number].process == (uint32_t)slot + 1) {
+            settle(self, number, self->held[number].tokens, self->held[number].cost_pusd);
+            count++;
+        }
     return count;
 }
 
@@ -225,17 +299,12 @@ static uint32_t sweep(Levels *self)
 {
     uint32_t count = 0;
     for (int slot = 0; slot < PROCESSES; slot++) {
-        Process *process = &self->processes[slot];
-        if (slot == self->slot || process->state != RUNNING_SLOT)
+        if (slot == self->slot || !self->processes[slot].holds)
             continue;
-        int outcome = pthread_mutex_trylock(&process->alive);
-        if (outcome == EBUSY)
+        if (file_lock(self, F_OFD_SETLK, F_WRLCK, FIRST_PROCESS_BYTE + slot) < 0) /* it lives */
             continue;
-        if (outcome == EOWNERDEAD)
-            pthread_mutex_consistent(&process->alive);
         count += give_back(self, slot);
-        process->state = FREE_SLOT;
-        pthread_mutex_unlock(&process->alive);
+        file_lock(self, F_OFD_SETLK, F_UNLCK, FIRST_PROCESS_BYTE + slot);
     }
     return count;
 }
@@ -247,114 +316,130 @@ static int begin_anew(Levels *self)
 {
     Header *header = self->header;
     uint64_t epoch = header->magic == MAGIC ? header->epoch + 1 : 1;
-    if (header->magic != MAGIC || header->accounts_used > ACCOUNTS / 2) { /* too many were left behind: full again, all of them */
+    if (header->magic == MAGIC)
+        roll_back(self);
+    if (header->magic != MAGIC || header->room.accounts_used > ACCOUNTS / 2) { /* too many were left behind: full again, all of them */
         if (ftruncate(self->fd, 0) < 0 || ftruncate(self->fd, (off_t)FILE_BYTES) < 0)
             return -1;
     }
+    if (!make_room(self, self->memory, HEADER_BYTES + PROCESSES * sizeof(Process)))
+        return -1;
     memset(self->processes, 0, PROCESSES * sizeof(Process));
-    for (int slot = 0; slot < PROCESSES; slot++)
-        make_mutex(&self->processes[slot].alive);
-    make_mutex(&header->lock);
-    header->held_free = header->held_used = 0;
-    header->held_fresh = 1;
+    errno = make_mutex(&header->lock);
+    if (errno)
+        return -1;
+    header->undo.begun = 0;
+    header->room.held_free = 0;
+    header->room.held_fresh = 1;
     header->epoch = epoch;
+    IN_THIS_ORDER();
     header->magic = MAGIC;
     return 0;
 }
 
+/* A slot of its own, free of what a killed process left in it. */
 static int enter(Levels *self)
 {
-    for (int attempt = 0; attempt < 2; attempt++) {
-        for (int slot = 0; slot < PROCESSES; slot++) {
-            Process *process = &self->processes[slot];
-            if (process->state != FREE_SLOT)
-                continue;
-            int outcome = pthread_mutex_trylock(&process->alive);
-            if (outcome == EOWNERDEAD)
-                outcome = pthread_mutex_consistent(&process->alive);
-            if (outcome == 0) {
-                process->state = RUNNING_SLOT;
-                process->pid = (int32_t)getpid();
-                process->held = 0;
-                self->slot = slot;
-                return 0;
-            }
-        }
-        sweep(self);
+    for (int slot = 0; slot < PROCESSES; slot++) {
+        if (file_lock(self, F_OFD_SETLK, F_WRLCK, FIRST_PROCESS_BYTE + slot) < 0)
+            continue;
+        lock(self);
+        give_back(self, slot);
+        unlock(self);
+        self->slot = slot;
+        return 0;
     }
+    errno = EUSERS;
     return -1;
+}
+
+/* Byte 0 is held shared by all who are attached, so whoever gets it alone is the first; byte 1 lets one at a time in. */
+static int attach(Levels *self)
+{
+    struct stat found;
+    if (fstat(self->fd, &found) < 0)
+        return -1;
+    int alone = file_lock(self, F_OFD_SETLK, F_WRLCK, ALL_BYTE) == 0;
+    if ((size_t)found.st_size != FILE_BYTES) {
+        if (!alone) {
+            errno = EBUSY;
+            return -1;
+        }
+        if (ftruncate(self->fd, 0) < 0 || ftruncate(self->fd, (off_t)FILE_BYTES) < 0)
+            return -1;
+    }
+    void *memory = mmap(NULL, FILE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, self->fd, 0);
+    if (memory == MAP_FAILED)
+        return -1;
+    self->memory = memory;
+    self->header = (Header *)self->memory;
+    self->processes = (Process *)(self->memory + HEADER_BYTES);
+    self->accounts = (Account *)(self->processes + PROCESSES);
+    self->held = (Held *)(self->accounts + ACCOUNTS);
+    if (!make_room(self, self->memory, HEADER_BYTES))
+        return -1;
+    if (!alone && self->header->magic != MAGIC) {
+        errno = EBUSY;
+        return -1;
+    }
+    if (alone && begin_anew(self) < 0)
+        return -1;
+    if (file_lock(self, F_OFD_SETLK, F_RDLCK, ALL_BYTE) < 0)
+        return -1;
+    return enter(self);
+}
+
+static void detach(Levels *self)
+{
+    if (self->memory != NULL)
+        munmap(self->memory, FILE_BYTES);
+    self->memory = NULL;
+    close(self->fd);
+    self->fd = -1;
+}
+
+/* A forked child is another process: what it inherits would let it use what its parent holds, and keep its parent alive in others' eyes. */
+static void forget_in_child(void)
+{
+    for (; first_attached != NULL; first_attached = first_attached->next)
+        detach(first_attached);
 }
 
 static int Levels_init(Levels *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"path", NULL};
     PyObject *path = NULL;
-    if (self->memory != NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "these levels are attached already");
-        return -1;
-    }
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&", names, PyUnicode_FSConverter, &path))
         return -1;
-    self->fd = open(PyBytes_AS_STRING(path), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    Py_DECREF(path);
-    if (self->fd < 0) {
-        PyErr_SetFromErrno(PyExc_OSError);
+    if (self->fd >= 0 || self->slot >= 0) {
+        Py_DECREF(path);
+        PyErr_SetString(PyExc_RuntimeError, "these levels were attached already");
         return -1;
     }
-    struct stat found;
-    int outcome, alone;
-    /* Byte 0 is held shared by all who are attached, so whoever gets it alone is the first; byte 1 lets one at a time in. Both are locks of
-     * the open file (not of the process): a descriptor that is opened and closed elsewhere does not take them away. */
-    struct flock one = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 1, .l_len = 1};
-    struct flock all = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 1};
-    Py_BEGIN_ALLOW_THREADS
-    do
-        outcome = fcntl(self->fd, F_OFD_SETLKW, &one);
-    while (outcome < 0 && errno == EINTR);
-    Py_END_ALLOW_THREADS
-    if (outcome < 0 || fstat(self->fd, &found) < 0)
+    self->fd = open(PyBytes_AS_STRING(path), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (self->fd < 0)
         goto failed;
-    alone = fcntl(self->fd, F_OFD_SETLK, &all) == 0;
-    if ((size_t)found.st_size != FILE_BYTES) {
-        if (!alone) {
-            errno = EBUSY;
-            goto failed;
-        }
-        if (ftruncate(self->fd, 0) < 0 || ftruncate(self->fd, (off_t)FILE_BYTES) < 0)
-            goto failed;
-    }
-    self->memory = mmap(NULL, FILE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, self->fd, 0);
-    if (self->memory == MAP_FAILED) {
-        self->memory = NULL;
+    int outcome;
+    do {
+        Py_BEGIN_ALLOW_THREADS
+        outcome = file_lock(self, F_OFD_SETLKW, F_WRLCK, ONE_BYTE);
+        Py_END_ALLOW_THREADS
+        if (outcome < 0 && errno == EINTR && PyErr_CheckSignals() < 0)
+            goto closed;
+    } while (outcome < 0 && errno == EINTR);
+    if (outcome < 0 || attach(self) < 0)
         goto failed;
-    }
-    self->header = (Header *)self->memory;
-    self->processes = (Process *)(self->memory + HEADER_BYTES);
-    self->accounts = (Account *)(self->processes + PROCESSES);
-    self->held = (Held *)(self->accounts + ACCOUNTS);
-    if (alone && begin_anew(self) < 0)
-        goto failed;
-    all.l_type = F_RDLCK;
-    if (fcntl(self->fd, F_OFD_SETLK, &all) < 0)
-        goto failed;
-    lock(self);
-    outcome = enter(self);
-    unlock(self);
-    if (outcome < 0) {
-        errno = EUSERS;
-        goto failed;
-    }
-    one.l_type = F_UNLCK;
-    fcntl(self->fd, F_OFD_SETLK, &one);
+    file_lock(self, F_OFD_SETLK, F_UNLCK, ONE_BYTE);
+    self->next = first_attached;
+    first_attached = self;
+    Py_DECREF(path);
     return 0;
 failed:
-    PyErr_SetFromErrno(PyExc_OSError);
-    if (self->memory != NULL) {
-        munmap(self->memory, FILE_BYTES);
-        self->memory = NULL;
-    }
-    close(self->fd);
-    self->fd = -1;
+    PyErr_SetFromErrnoWithFilename(PyExc_OSError, PyBytes_AS_STRING(path));
+closed:
+    Py_DECREF(path);
+    if (self->fd >= 0)
+        detach(self);
     return -1;
 }
 
@@ -374,13 +459,12 @@ static void leave(Levels *self)
         return;
     lock(self);
     give_back(self, self->slot);
-    self->processes[self->slot].state = FREE_SLOT;
     unlock(self);
-    pthread_mutex_unlock(&self->processes[self->slot].alive);
-    munmap(self->memory, FILE_BYTES);
-    self->memory = NULL;
-    close(self->fd);
-    self->fd = -1;
+    detach(self);
+    Levels **link = &first_attached;
+    while (*link != self)
+        link = &(*link)->next;
+    *link = self->next;
 }
 
 static void Levels_dealloc(Levels *self)
@@ -405,61 +489,73 @@ static int attached(Levels *self)
 
 /* accounts */
 
+/* Of the number; where the caller converts other arguments too, this comes last: a conversion may run Python, which may close. */
 static Account *account_of(Levels *self, PyObject *number)
 {
     long index = PyLong_AsLong(number);
+    if (index == -1 && PyErr_Occurred())
+        return NULL;
     if (index < 0 || index >= (long)ACCOUNTS) {
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_IndexError, "there is no such account");
+        PyErr_SetString(PyExc_IndexError, "there is no such account");
         return NULL;
     }
-    return &self->accounts[index];
+    return attached(self) ? &self->accounts[index] : NULL;
+}
+
+/* A new account (where an id is given), or one from before the last start. */
+static void claim(Levels *self, Account *account, const uint64_t *id, double now_s)
+{
+    if (id != NULL) {
+        memset(account, 0, sizeof *account);
+        account->id[0] = id[0];
+        account->id[1] = id[1];
+        account->updated_s = now_s;
+        account->rpm = account->tpm = account->concurrency = account->budget_pusd = NONE;
+        account->epoch = self->header->epoch;
+        self->header->room.accounts_used++;
+    } else if (account->epoch != self->header->epoch) {
+        account->running = account->reserved_pusd = account->spent_pusd = account->window_kind = 0;
+        account->window_end_s = 0;
+        account->epoch = self->header->epoch;
+    }
 }
 
 /* open(id: bytes of 16, now_s) -> number. A new account is full under no limits. */
 static PyObject *Levels_open(Levels *self, PyObject *const *args, Py_ssize_t count)
 {
-    if (!attached(self))
-        return NULL;
     if (count != 2 || !PyBytes_CheckExact(args[0]) || PyBytes_GET_SIZE(args[0]) != 16) {
         PyErr_SetString(PyExc_TypeError, "open(id: bytes of 16, now_s: float)");
         return NULL;
     }
     double now_s = PyFloat_AsDouble(args[1]);
-    if (now_s == -1.0 && PyErr_Occurred())
+    if ((now_s == -1.0 && PyErr_Occurred()) || !attached(self))
         return NULL;
     uint64_t id[2];
     memcpy(id, PyBytes_AS_STRING(args[0]), 16);
-    lock(self);
     uint32_t index = (uint32_t)(id[0] & (ACCOUNTS - 1));
-    for (;;) {
+    int found = 0;
+    lock(self);
+    for (uint32_t tries = 0; tries < ACCOUNTS && !found; tries++) {
         Account *account = &self->accounts[index];
-        if (account->id[0] == id[0] && account->id[1] == id[1]) {
-            if (account->epoch != self->header->epoch) {
-                account->running = account->reserved_pusd = account->spent_pusd = 0;
-                account->window_end_s = 0;
-                account->epoch = self->header->epoch;
-            }
+        if (!make_room(self, account, sizeof *account))
             break;
-        }
-        if (!(account->id[0] | account->id[1])) {
-            if (self->header->accounts_used >= ACCOUNTS - ACCOUNTS / 8) { /* a full table would be searched for ever */
-                unlock(self);
-                PyErr_SetString(PyExc_MemoryError, "there are more limited callers than this host can count");
-                return NULL;
-            }
-            memset(account, 0, sizeof *account);
-            account->updated_s = now_s;
-            account->rpm = account->tpm = account->concurrency = account->budget_pusd = NONE;
-            account->id[0] = id[0];
-            account->id[1] = id[1];
-            account->epoch = self->header->epoch;
-            self->header->accounts_used++;
+        int is_free = !(account->id[0] | account->id[1]);
+        if (is_free && self->header->room.accounts_used >= ACCOUNTS - ACCOUNTS / 8) /* a full table would be searched for ever */
             break;
+        if (is_free || (account->id[0] == id[0] && account->id[1] == id[1])) {
+            begin(self, &index, 1, 0, self->slot);
+            claim(self, account, is_free ? id : NULL, now_s);
+            commit(self);
+            found = 1;
+        } else {
+            index = (index + 1) & (ACCOUNTS - 1);
         }
-        index = (index + 1) & (ACCOUNTS - 1);
     }
     unlock(self);
+    if (!found) {
+        PyErr_SetString(PyExc_MemoryError, "there are more limited callers than this host can count");
+        return NULL;
+    }
     return PyLong_FromLong((long)index);
 }
 
@@ -473,19 +569,21 @@ static int limit_of(PyObject *value, int64_t *limit)
 static PyObject *Levels_change(Levels *self, PyObject *const *args, Py_ssize_t count)
 {
     int64_t rpm, tpm, concurrency, budget_pusd;
-    if (!attached(self))
-        return NULL;
     if (count != 6) {
         PyErr_SetString(PyExc_TypeError, "change(number, rpm, tpm, concurrency, budget_pusd, now_s)");
         return NULL;
     }
-    Account *account = account_of(self, args[0]);
     double now_s = PyFloat_AsDouble(args[5]);
-    if (account == NULL || (now_s == -1.0 && PyErr_Occurred()))
+    if (now_s == -1.0 && PyErr_Occurred())
         return NULL;
     if (!limit_of(args[1], &rpm) || !limit_of(args[2], &tpm) || !limit_of(args[3], &concurrency) || !limit_of(args[4], &budget_pusd))
         return NULL;
+    Account *account = account_of(self, args[0]);
+    if (account == NULL)
+        return NULL;
+    uint32_t number = (uint32_t)(account - self->accounts);
     lock(self);
+    begin(self, &number, 1, 0, self->slot);
     refill(account, now_s);
     account->requests_left = moved(account->requests_left, account->rpm, rpm);
     account->tokens_left = moved(account->tokens_left, account->tpm, tpm);
@@ -493,28 +591,38 @@ static PyObject *Levels_change(Levels *self, PyObject *const *args, Py_ssize_t c
     account->tpm = tpm;
     account->concurrency = concurrency;
     account->budget_pusd = budget_pusd;
+    commit(self);
     unlock(self);
     Py_RETURN_NONE;
 }
 
-/* window(number, end_s, spent_pusd): a budget's window begins, unless another process has begun it. */
+/* window(number, kind, end_s, spent_pusd): a budget's window begins, unless another process has begun it, or a later one of its kind. */
 static PyObject *Levels_window(Levels *self, PyObject *const *args, Py_ssize_t count)
 {
-    if (!attached(self))
-        return NULL;
-    if (count != 3) {
-        PyErr_SetString(PyExc_TypeError, "window(number, end_s, spent_pusd)");
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "window(number, kind, end_s, spent_pusd)");
         return NULL;
     }
-    Account *account = account_of(self, args[0]);
-    double end_s = PyFloat_AsDouble(args[1]);
-    int64_t spent_pusd = PyLong_AsLongLong(args[2]);
-    if (account == NULL || PyErr_Occurred())
+    int64_t kind = PyLong_AsLongLong(args[1]);
+    if (kind == -1 && PyErr_Occurred())
         return NULL;
+    double end_s = PyFloat_AsDouble(args[2]);
+    if (end_s == -1.0 && PyErr_Occurred())
+        return NULL;
+    int64_t spent_pusd = PyLong_AsLongLong(args[3]);
+    if (spent_pusd == -1 && PyErr_Occurred())
+        return NULL;
+    Account *account = account_of(self, args[0]);
+    if (account == NULL)
+        return NULL;
+    uint32_t number = (uint32_t)(account - self->accounts);
     lock(self);
-    if (account->window_end_s != end_s) {
+    if (account->window_kind != kind || account->window_end_s < end_s) {
+        begin(self, &number, 1, 0, self->slot);
+        account->window_kind = kind;
         account->window_end_s = end_s;
         account->spent_pusd = spent_pusd;
+        commit(self);
     }
     unlock(self);
     Py_RETURN_NONE;
@@ -523,8 +631,6 @@ static PyObject *Levels_window(Levels *self, PyObject *const *args, Py_ssize_t c
 /* window_end(number) -> Unix seconds, 0.0 = none was begun. */
 static PyObject *Levels_window_end(Levels *self, PyObject *number)
 {
-    if (!attached(self))
-        return NULL;
     Account *account = account_of(self, number);
     return account == NULL ? NULL : PyFloat_FromDouble(account->window_end_s);
 }
@@ -542,6 +648,8 @@ static char *put_number(char *at, int64_t value)
 {
     char digits[20];
     int count = 0;
+    if (value < 0)
+        value = 0;
     do {
         digits[count++] = (char)('0' + value % 10);
         value /= 10;
@@ -551,12 +659,18 @@ static char *put_number(char *at, int64_t value)
     return at;
 }
 
+/* Towards zero; what is beyond 64 bits, as the most of them. */
+static int64_t whole_of(double value)
+{
+    return value >= 9223372036854775807.0 ? INT64_MAX : value > 0 ? (int64_t)value : 0;
+}
+
 /* As OpenAI writes it: 20ms, 6s, 1m30s, 6m0s. */
 static char *put_duration(char *at, double seconds)
 {
     if (seconds < 1)
-        return put_text(put_number(at, seconds > 0 ? (int64_t)(seconds * 1000) : 0), "ms");
-    int64_t whole = (int64_t)(seconds + 0.999);
+        return put_text(put_number(at, whole_of(seconds * 1000)), "ms");
+    int64_t whole = whole_of(seconds + 0.999);
     if (whole >= 60) {
         at = put_text(put_number(at, whole / 60), "m");
         whole %= 60;
@@ -569,7 +683,7 @@ static char *put_lines(char *at, const char *what, int64_t limit, double left)
     at = put_text(put_text(at, "x-ratelimit-limit-"), what);
     at = put_number(put_text(at, ": "), limit);
     at = put_text(put_text(at, "\r\nx-ratelimit-remaining-"), what);
-    at = put_number(put_text(at, ": "), left > 0 ? (int64_t)left : 0);
+    at = put_number(put_text(at, ": "), whole_of(left));
     at = put_text(put_text(at, "\r\nx-ratelimit-reset-"), what);
     at = put_duration(put_text(at, ": "), ((double)limit - left) * 60 / (double)limit);
     return put_text(at, "\r\n");
@@ -591,18 +705,21 @@ static PyObject *headers_of(const Account *account)
 /* headers(number, now_s) -> the x-ratelimit lines. */
 static PyObject *Levels_headers(Levels *self, PyObject *const *args, Py_ssize_t count)
 {
-    if (!attached(self))
-        return NULL;
     if (count != 2) {
         PyErr_SetString(PyExc_TypeError, "headers(number, now_s)");
         return NULL;
     }
-    Account *account = account_of(self, args[0]);
     double now_s = PyFloat_AsDouble(args[1]);
-    if (account == NULL || (now_s == -1.0 && PyErr_Occurred()))
+    if (now_s == -1.0 && PyErr_Occurred())
         return NULL;
+    Account *account = account_of(self, args[0]);
+    if (account == NULL)
+        return NULL;
+    uint32_t number = (uint32_t)(account - self->accounts);
     lock(self);
+    begin(self, &number, 1, 0, self->slot);
     refill(account, now_s);
+    commit(self);
     Account copy = *account;
     unlock(self);
     return headers_of(&copy);
@@ -638,68 +755,92 @@ static Why refusal(const Account *account, int64_t tokens, int64_t cost_pusd, do
     return why;
 }
 
+/* The step itself: the record of the reservation; 0: `why` says which account refuses, and `place` where it stands, or there is no room. */
+static uint32_t reserve(
+    Levels *self, const uint32_t *numbers, uint32_t size, int64_t tokens, int64_t cost_pusd, double now_s, Why *why, uint32_t *place)
+{
+    uint32_t number = next_held(self);
+    begin(self, numbers, size, number, self->slot);
+    for (*place = 0; *place < size; ++*place) {
+        Account *account = &self->accounts[numbers[*place]];
+        refill(account, now_s);
+        *why = refusal(account, tokens, cost_pusd, now_s);
+        if (why->kind != NONE)
+            break;
+    }
+    if (why->kind != NONE || !number) {
+        commit(self);
+        return 0;
+    }
+    for (uint32_t i = 0; i < size; i++) { /* what does not fit into 64 bits is not counted, so that all that is can be taken off again */
+        int64_t room_pusd = INT64_MAX - self->accounts[numbers[i]].reserved_pusd;
+        cost_pusd = cost_pusd < room_pusd ? cost_pusd : room_pusd;
+    }
+    Held *held = take_held(self, number);
+    held->count = size;
+    held->tokens = tokens;
+    held->cost_pusd = cost_pusd;
+    for (uint32_t i = 0; i < size; i++) {
+        Account *account = &self->accounts[numbers[i]];
+        held->accounts[i] = numbers[i];
+        account->requests_left -= 1;
+        account->tokens_left -= (double)tokens;
+        account->running++;
+        account->reserved_pusd += cost_pusd;
+    }
+    commit(self);
+    return number;
+}
+
 /* reserve(numbers: tuple, tokens, cost_pusd, now_s) -> Permit, or (kind, wait_s | None, final, place in numbers, headers). */
 static PyObject *Levels_reserve(Levels *self, PyObject *const *args, Py_ssize_t count)
 {
-    uint32_t accounts[MOST_AT_ONCE];
-    if (!attached(self))
-        return NULL;
+    uint32_t numbers[MOST_AT_ONCE];
     if (count != 4 || !PyTuple_CheckExact(args[0]) || PyTuple_GET_SIZE(args[0]) < 1 || PyTuple_GET_SIZE(args[0]) > MOST_AT_ONCE) {
         PyErr_SetString(PyExc_TypeError, "reserve(numbers: tuple of 1 to 4, tokens, cost_pusd, now_s)");
         return NULL;
     }
+    int64_t tokens = PyLong_AsLongLong(args[1]);
+    if (tokens == -1 && PyErr_Occurred())
+        return NULL;
+    int64_t cost_pusd = PyLong_AsLongLong(args[2]);
+    if (cost_pusd == -1 && PyErr_Occurred())
+        return NULL;
+    double now_s = PyFloat_AsDouble(args[3]);
+    if (now_s == -1.0 && PyErr_Occurred())
+        return NULL;
     uint32_t size = (uint32_t)PyTuple_GET_SIZE(args[0]);
     for (uint32_t i = 0; i < size; i++) {
         Account *account = account_of(self, PyTuple_GET_ITEM(args[0], i));
         if (account == NULL)
             return NULL;
-        accounts[i] = (uint32_t)(account - self->accounts);
+        numbers[i] = (uint32_t)(account - self->accounts);
     }
-    int64_t tokens = PyLong_AsLongLong(args[1]), cost_pusd = PyLong_AsLongLong(args[2]);
-    double now_s = PyFloat_AsDouble(args[3]);
-    if (PyErr_Occurred())
-        return NULL;
     Permit *permit = PyObject_New(Permit, &PermitType);
     if (permit == NULL)
         return NULL;
     permit->levels = NULL;
     permit->headers = NULL;
     permit->held = 0;
+    if (!attached(self)) { /* converting the numbers may have run Python */
+        Py_DECREF(permit);
+        return NULL;
+    }
 
     Why why = {NONE, 0, 0};
-    uint32_t place = 0, number = 0;
-    Account copy;
+    uint32_t place;
     lock(self);
-    for (; place < size; place++) {
-        Account *account = &self->accounts[accounts[place]];
-        refill(account, now_s);
-        why = refusal(account, tokens, cost_pusd, now_s);
-        if (why.kind != NONE)
-            break;
-    }
-    if (why.kind == NONE && (number = take_held(self)) != 0) {
-        Held *held = &self->held[number];
-        held->count = size;
-        held->tokens = tokens;
-        held->cost_pusd = cost_pusd;
-        for (uint32_t i = 0; i < size; i++) {
-            Account *account = &self->accounts[accounts[i]];
-            held->accounts[i] = accounts[i];
-            account->requests_left -= 1;
-            account->tokens_left -= (double)tokens;
-            account->running++;
-            account->reserved_pusd = sum(account->reserved_pusd, cost_pusd);
-        }
-    }
-    copy = self->accounts[accounts[why.kind == NONE ? 0 : place]];
+    uint32_t number = reserve(self, numbers, size, tokens, cost_pusd, now_s, &why, &place);
+    Account copy = self->accounts[numbers[why.kind == NONE ? 0 : place]];
     unlock(self);
 
+    if (number) { /* from here on, losing the permit settles it */
+        permit->levels = (Levels *)Py_NewRef(self);
+        permit->held = number;
+    }
     PyObject *headers = headers_of(&copy);
     if (number && headers != NULL) {
-        Py_INCREF(self);
-        permit->levels = self;
         permit->headers = headers;
-        permit->held = number;
         return (PyObject *)permit;
     }
     Py_DECREF(permit);
@@ -714,31 +855,42 @@ static PyObject *Levels_reserve(Levels *self, PyObject *const *args, Py_ssize_t 
     return Py_BuildValue("(iNNIN)", why.kind, wait_s, PyBool_FromLong(why.final), place, headers);
 }
 
+/* Once: the permit lets go of the levels. */
+static void end(Permit *self, const int64_t *used)
+{
+    Levels *levels = self->levels;
+    self->levels = NULL;
+    if (levels == NULL)
+        return;
+    if (levels->memory != NULL) {
+        const Held *held = &levels->held[self->held];
+        lock(levels);
+        settle(levels, self->held, used != NULL ? used[0] : held->tokens, used != NULL ? used[1] : held->cost_pusd);
+        unlock(levels);
+    }
+    Py_DECREF(levels);
+}
+
 static PyObject *Permit_settle(Permit *self, PyObject *const *args, Py_ssize_t count)
 {
     if (count != 2) {
         PyErr_SetString(PyExc_TypeError, "settle(tokens, cost_pusd)");
         return NULL;
     }
-    int64_t tokens = PyLong_AsLongLong(args[0]), cost_pusd = PyLong_AsLongLong(args[1]);
-    if (PyErr_Occurred())
-        return NULL;
-    Levels *levels = self->levels;
-    if (levels != NULL) {
-        self->levels = NULL;
-        if (levels->memory != NULL) {
-            lock(levels);
-            settle(levels, self->held, tokens, cost_pusd);
-            unlock(levels);
-        }
-        Py_DECREF(levels);
+    int64_t used[2];
+    for (int i = 0; i < 2; i++) {
+        used[i] = PyLong_AsLongLong(args[i]);
+        if (used[i] == -1 && PyErr_Occurred())
+            return NULL;
     }
+    end(self, used);
     Py_RETURN_NONE;
 }
 
+/* One that was lost is settled as that of a killed process is. */
 static void Permit_dealloc(Permit *self)
 {
-    Py_XDECREF(self->levels);
+    end(self, NULL);
     Py_XDECREF(self->headers);
     PyObject_Free(self);
 }
@@ -756,8 +908,6 @@ static PyObject *Levels_sweep(Levels *self, PyObject *Py_UNUSED(none))
 /* state(number) -> (running, reserved_pusd, spent_pusd, requests_left, tokens_left): for tests and `doctor`. */
 static PyObject *Levels_state(Levels *self, PyObject *number)
 {
-    if (!attached(self))
-        return NULL;
     Account *account = account_of(self, number);
     if (account == NULL)
         return NULL;
@@ -816,7 +966,10 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "levels", "The form i
 
 PyMODINIT_FUNC PyInit_levels(void)
 {
-    _Static_assert(sizeof(Header) <= HEADER_BYTES, "the header has its room");
+    _Static_assert(sizeof(Header) <= HEADER_BYTES && offsetof(Header, lock) == 16, "the header has its room");
+    errno = pthread_atfork(NULL, NULL, forget_in_child);
+    if (errno)
+        return PyErr_SetFromErrno(PyExc_OSError);
     if (PyType_Ready(&LevelsType) < 0 || PyType_Ready(&PermitType) < 0)
         return NULL;
     PyObject *made = PyModule_Create(&module);

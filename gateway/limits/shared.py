@@ -14,6 +14,7 @@ from gateway.limits.base import FREE, Permit, Refusal
 from gateway.limits.budget import MAX_PUSD, window_end
 
 _KINDS: Final = ("requests", "tokens", "concurrency", "budget")  # as `levels` counts them
+_WINDOW_KINDS: Final[dict[str | None, int]] = {None: 1, "day": 2, "week": 3, "month": 4}
 _Refused = tuple[int, "float | None", bool, int, bytes]
 
 
@@ -26,9 +27,7 @@ class Levels(Protocol):
         self, number: int, rpm: int | None, tpm: int | None, concurrency: int | None, budget_pusd: int | None, now_s: float, /
     ) -> None: ...
 
-    def window(self, number: int, end_s: float, spent_pusd: int, /) -> None: ...
-
-    def window_end(self, number: int, /) -> float: ...
+    def window(self, number: int, kind: int, end_s: float, spent_pusd: int, /) -> None: ...
 
     def headers(self, number: int, now_s: float, /) -> bytes: ...
 
@@ -80,17 +79,24 @@ class SharedLimiter:
                 return FREE
         if account.window_end_s <= now_s:
             self._next_window(account, now_s)
-        decision = self._levels.reserve(account.numbers, tokens, cost_pusd if cost_pusd < MAX_PUSD else MAX_PUSD, now_s)
+        try:
+            decision = self._levels.reserve(account.numbers, tokens, cost_pusd if cost_pusd < MAX_PUSD else MAX_PUSD, now_s)
+        except MemoryError:
+            raise Unavailable("This host runs as many limited requests as it can count.", code="limits_unavailable") from None
         if type(decision) is not tuple:
             return cast("Permit", decision)
         which, wait_s, final, _, headers = decision
         return Refusal(_KINDS[which], wait_s, final, headers)
 
     def headers(self, limit_id: str, limits: Limits) -> bytes:
+        """Never raises: what an error says must reach its client."""
         account = self._accounts.get(limit_id)
         now_s = self._clock()
         if account is None or account.limits is not limits:
-            account = self._follow(account, limit_id, limits, now_s)
+            try:
+                account = self._follow(account, limit_id, limits, now_s)
+            except Unavailable:
+                return b""
         return self._levels.headers(account.number, now_s) if account is not None else b""
 
     def sweep(self) -> int:
@@ -113,13 +119,13 @@ class SharedLimiter:
             account = Account(self._open(limit_id, now_s), limits)
             self._accounts[limit_id] = account
             self._change(account, limits, now_s)
-            self._first_window(account, limit_id, self._levels.window_end(account.number), now_s)
+            self._first_window(account, limit_id, now_s)
         elif account.limits != limits:
             old, new = account.limits.budget, limits.budget
             account.limits = limits
             self._change(account, limits, now_s)
             if new is None or old is None or old.window != new.window:
-                self._first_window(account, limit_id, 0.0, now_s)
+                self._first_window(account, limit_id, now_s)
         account.limits = limits
         return account
 
@@ -134,20 +140,21 @@ class SharedLimiter:
         budget_pusd = limits.budget.amount_pusd if limits.budget is not None else None
         self._levels.change(account.number, limits.rpm, limits.tpm, limits.concurrency, budget_pusd, now_s)
 
-    def _first_window(self, account: Account, limit_id: str, begun_end_s: float, now_s: float) -> None:
+    def _first_window(self, account: Account, limit_id: str, now_s: float) -> None:
         """The window that is running, with what the ledger says was spent in it; unless another process has begun it already."""
         budget = account.limits.budget
         account.window_end_s = math.inf
-        if budget is None:
-            return
-        account.window_end_s = _end_s(budget.window, now_s)
-        if begun_end_s != account.window_end_s:
-            self._levels.window(account.number, account.window_end_s, self._spent(limit_id, budget.window))
+        if budget is not None:
+            account.window_end_s = _end_s(budget.window, now_s)
+            kind = _WINDOW_KINDS[budget.window]
+            self._levels.window(account.number, kind, account.window_end_s, self._spent(limit_id, budget.window))
 
     def _next_window(self, account: Account, now_s: float) -> None:
         budget = account.limits.budget
-        account.window_end_s = _end_s(budget.window, now_s) if budget is not None else math.inf
-        self._levels.window(account.number, account.window_end_s, 0)
+        account.window_end_s = math.inf
+        if budget is not None:
+            account.window_end_s = _end_s(budget.window, now_s)
+            self._levels.window(account.number, _WINDOW_KINDS[budget.window], account.window_end_s, 0)
 
 
 def _end_s(window: str | None, now_s: float) -> float:

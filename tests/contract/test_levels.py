@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import math
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +46,7 @@ EVERYTHING = (600, 1000, 3, 10_000)  # rpm, tpm, concurrency, budget
 def account(levels: Any, name: str, limits: tuple[int | None, ...] = EVERYTHING, now_s: float | None = None) -> int:
     number: int = levels.open(name.encode().ljust(16, b"\1"), time.time() if now_s is None else now_s)
     levels.change(number, *limits, time.time() if now_s is None else now_s)
-    levels.window(number, math.inf, 0)
+    levels.window(number, 1, math.inf, 0)
     return number
 
 
@@ -84,11 +88,52 @@ def test_all_or_nothing_over_several_accounts(levels: Any) -> None:
 
 
 def test_a_clock_that_is_set_back_gives_nothing_and_stops_nothing(levels: Any) -> None:
+    ahead_s = time.time() + 7200
+    number = account(levels, "k", (60, None, None, None), now_s=ahead_s)
+    for _ in range(60):
+        levels.reserve((number,), 0, 0, ahead_s).settle(0, 0)
+    now_s = time.time()
+    assert isinstance(levels.reserve((number,), 0, 0, now_s), tuple)
+    assert not isinstance(levels.reserve((number,), 0, 0, now_s + 2), tuple)
+
+
+def test_one_who_read_the_clock_long_before_gives_no_time_twice(levels: Any) -> None:
+    """A process that was stopped between its look at the clock and its decision: the others have counted that time."""
     number = account(levels, "k", (60, None, None, None), now_s=NOW_S)
     for _ in range(60):
-        levels.reserve((number,), 0, 0, NOW_S)
-    assert isinstance(levels.reserve((number,), 0, 0, NOW_S - 3600), tuple)
-    assert not isinstance(levels.reserve((number,), 0, 0, NOW_S - 3598.9), tuple)
+        levels.reserve((number,), 0, 0, NOW_S).settle(0, 0)
+    for _ in range(30):
+        assert not isinstance(levels.reserve((number,), 0, 0, NOW_S + 30), tuple)
+    assert isinstance(levels.reserve((number,), 0, 0, NOW_S), tuple)
+    assert isinstance(levels.reserve((number,), 0, 0, NOW_S + 30), tuple)
+
+
+def test_a_window_begins_once_and_not_again_for_one_who_is_late(levels: Any) -> None:
+    day, month = 2, 4
+    number = account(levels, "k", now_s=NOW_S)
+    levels.window(number, day, NOW_S, 70)
+    levels.window(number, day, NOW_S, 3)
+    assert (levels.state(number)[2], levels.window_end(number)) == (70, NOW_S)
+    levels.window(number, day, NOW_S + 86400, 0)
+    levels.reserve((number,), 0, 50, NOW_S).settle(0, 50)
+    levels.window(number, day, NOW_S, 70)
+    assert (levels.state(number)[2], levels.window_end(number)) == (50, NOW_S + 86400)
+    levels.window(number, month, NOW_S + 86400, 900)
+    assert levels.state(number)[2] == 900, "the last day of a month ends with it"
+    levels.window(number, day, NOW_S + 3600, 8)
+    assert (levels.state(number)[2], levels.window_end(number)) == (8, NOW_S + 3600)
+
+
+def test_what_is_lost_is_settled_as_it_was_reserved(levels: Any) -> None:
+    number = account(levels, "k", now_s=NOW_S)
+    permit = levels.reserve((number,), 40, 400, NOW_S)
+    del permit
+    gc.collect()
+    assert levels.reserve((number,), 1, 1, NOW_S) is not None
+    assert levels.state(number)[2] >= 400
+    assert levels.state(number)[4] <= 960
+    levels.sweep()
+    assert levels.state(number)[:2] == (0, 0)
 
 
 def test_money_near_the_top_is_counted(levels: Any) -> None:
@@ -99,6 +144,35 @@ def test_money_near_the_top_is_counted(levels: Any) -> None:
     assert levels.reserve((number,), 0, 1, NOW_S)[0] == 3
     permit.settle(0, most)
     assert levels.state(number)[2] == most
+    free = account(levels, "free", (None,) * 4, now_s=NOW_S)
+    for permit in [levels.reserve((free,), most, most, NOW_S) for _ in range(3)]:
+        permit.settle(0, 1)
+    assert levels.state(free)[:3] == (0, 0, 3)
+
+
+def test_a_number_that_cannot_be_written_down_changes_nothing(levels: Any) -> None:
+    number = account(levels, "k", (None,) * 4, now_s=NOW_S)
+    for wrong in (2**63, "1"):
+        with pytest.raises((OverflowError, TypeError, ValueError)):
+            levels.reserve((number,), wrong, 0, NOW_S)
+        assert levels.state(number) == (0, 0, 0, 0.0, 0.0)
+    assert levels.sweep() == 0
+    most = 2**63 - 1
+    levels.change(number, most, most, None, None, NOW_S)
+    lines = levels.headers(number, NOW_S + 60).decode().split("\r\n")
+    assert lines[0] == f"x-ratelimit-limit-requests: {most}"
+    assert int(lines[1].removeprefix("x-ratelimit-remaining-requests: ")) >= most
+
+
+def test_one_who_closes_while_it_is_asked(levels: Any) -> None:
+    class Closing:
+        def __index__(self) -> int:
+            levels.close()
+            return 0
+
+    number = account(levels, "k", now_s=NOW_S)
+    with pytest.raises((ValueError, TypeError)):
+        levels.reserve((number,), Closing(), 0, NOW_S)
 
 
 def test_nonsense_is_refused(levels: Any) -> None:
@@ -179,6 +253,82 @@ def test_what_a_killed_process_held_is_free(form: str, tmp_path: Path) -> None:
     levels.close()
 
 
+def test_one_in_the_place_of_a_killed_process_does_not_inherit(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "levels"
+    levels = FORMS[form](path)
+    number = account(levels, "k")
+    process = work(form, path, "hold")
+    assert said(process) == "held"
+    process.kill()
+    process.communicate()
+    second = FORMS[form](path)
+    levels.sweep()
+    assert levels.state(number)[:3] == (0, 0, 400)
+    second.close()
+    levels.close()
+
+
+def test_a_process_lives_longer_than_the_thread_that_attached_it(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "levels"
+    levels = FORMS[form](path)
+    made: list[Any] = []
+    thread = threading.Thread(target=lambda: made.append(FORMS[form](path)))
+    thread.start()
+    thread.join()
+    number = account(levels, "k")
+    permit = made[0].reserve((number,), 1, 1, time.time())
+    assert levels.sweep() == 0
+    assert levels.state(number)[0] == 1
+    permit.settle(1, 1)
+    made[0].close()
+    levels.close()
+
+
+def test_a_forked_child_is_not_attached(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "levels"
+    levels = FORMS[form](path)
+    process = work(form, path, "fork")
+    assert said(process) == "refused"
+    number = account(levels, "k")
+    assert levels.sweep() == 0
+    assert levels.state(number)[0] == 1, "the child is gone, and what its parent holds is held"
+    process.kill()
+    process.communicate()
+    levels.sweep()
+    assert levels.state(number)[0] == 0
+    levels.close()
+
+
+def test_levels_are_attached_once(levels: Any, tmp_path: Path) -> None:
+    if taken.FORM != "c" or not isinstance(levels, taken.Levels):
+        pytest.skip("an object of the plain form is made, not attached")
+    levels.close()
+    with pytest.raises(RuntimeError):
+        taken.Levels.__init__(levels, tmp_path / "other")
+
+
+@pytest.mark.parametrize("step", ["reserve", "settle", "change", "close", "sweep"])
+def test_a_process_may_be_killed_at_any_instruction(form: str, step: str, tmp_path: Path) -> None:
+    """What it was at is done whole or not at all, and nothing that the others walk through is broken. STRIDE=1 kills at each."""
+    command = [sys.executable, "-m", "tests.contract.levels_killed", form, str(tmp_path / "levels"), step, os.environ.get("STRIDE", "41")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    if "lets nobody trace" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 3
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="nothing here makes a full disk")
+def test_a_full_disk_is_an_error_and_kills_nobody(form: str, tmp_path: Path) -> None:
+    worker = [sys.executable, "-m", "tests.contract.levels_in_a_process", form, "$0/levels", "fill"]
+    script = f"mount -t tmpfs -o size=128k none $0 && exec {' '.join(worker)}".replace("$0/levels", '"$0/levels"')
+    command = ["unshare", "--mount", "--user", "--map-root-user", "sh", "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    if "unshare:" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.stdout == "refused\n", (done.returncode, done.stderr)
+
+
 def test_many_processes_never_pass_the_law(form: str, tmp_path: Path) -> None:
     """Four of them, a bucket of 600 a minute: 600 at once and ten in each second, and not one more; one is killed in the middle."""
     path = tmp_path / "levels"
@@ -233,6 +383,40 @@ def test_rates_survive_a_restart_and_what_ran_does_not(form: str, tmp_path: Path
     running, reserved, spent, requests_left, _ = levels.state(number)
     assert (running, reserved, spent, levels.window_end(number)) == (0, 0, 0, 0.0), "the ledger is asked again"
     assert 57 <= requests_left < 58
+    levels.close()
+
+
+def test_a_file_of_another_layout_is_not_used_with_others(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "levels"
+    levels = FORMS[form](path)
+    with path.open("r+b") as file:
+        magic = file.read(8)
+        file.seek(0)
+        file.write(b"another!")
+        file.flush()
+        with pytest.raises(OSError, match=r".+"):
+            FORMS[form](path)
+        file.seek(0)
+        file.write(magic)
+    FORMS[form](path).close()
+    levels.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_garbage_of_the_right_size_is_made_anew(form: str, seed: int, tmp_path: Path) -> None:
+    """After a crash of the machine, too, where the head of the file is there and the rest is anything."""
+    path = tmp_path / "levels"
+    FORMS[form](path).close()
+    with path.open("r+b") as file:
+        file.seek(8)
+        file.write(random.Random(seed).randbytes(1 << 16))
+    levels = FORMS[form](path)
+    number = account(levels, "k", (600, 1000, 3, 10_000))
+    permits = [levels.reserve((number,), 1, 1, time.time()) for _ in range(3)]
+    assert levels.state(number)[:3] == (3, 3, 0)
+    for permit in permits:
+        permit.settle(1, 1)
+    assert levels.state(number)[:3] == (0, 0, 3)
     levels.close()
 
 

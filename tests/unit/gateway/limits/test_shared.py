@@ -2,14 +2,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auth.principal import Budget, Limits
+from gateway.errors import Unavailable
 from gateway.limits.base import FREE, Permit, Refusal
-from tests.levels import own_limiter
+from gateway.limits.shared import Levels, SharedLimiter
+from tests.levels import own_levels, own_limiter
 
 
 @dataclass
@@ -228,3 +231,47 @@ def test_headers_say_what_is_left() -> None:
     }
     clock.now_s += 0.5
     assert fields(limiter.headers("k", limits))["x-ratelimit-reset-tokens"] == "500ms"
+
+
+class FullLevels:
+    """Of a host that can count no more."""
+
+    def __init__(self) -> None:
+        self._own = own_levels()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def open(self, account_id: bytes, now_s: float, /) -> int:
+        raise MemoryError
+
+
+def test_a_host_that_can_count_no_more_says_so_and_can_still_answer() -> None:
+    limiter = SharedLimiter(cast("Levels", FullLevels()))
+    with pytest.raises(Unavailable):
+        limiter.reserve("k", Limits(rpm=1), 0, 0)
+    assert limiter.headers("k", Limits(rpm=1)) == b"", "the refusal itself asks for them"
+
+
+def test_a_budget_whose_window_changes_while_both_end_together() -> None:
+    wall = Clock(datetime(2026, 3, 31, 12, tzinfo=UTC).timestamp())
+    spent = {"day": 10, "month": 90}
+    limiter = own_limiter(lambda _, window: spent[window or ""], clock=wall)
+    admitted(limiter.reserve("k", Limits(budget=Budget(100, "day")), 0, 50)).settle(0, 0)
+    refused(limiter.reserve("k", Limits(budget=Budget(100, "month")), 0, 50))
+    admitted(limiter.reserve("k", Limits(budget=Budget(100, "month")), 0, 10))
+
+
+def test_two_processes_share_a_window_though_one_is_late() -> None:
+    levels = own_levels()
+    midnight_s = datetime(2026, 3, 2, tzinfo=UTC).timestamp()
+    clocks = (Clock(midnight_s - 60), Clock(midnight_s - 60))
+    first, second = (SharedLimiter(levels, lambda _, window: 40, clock) for clock in clocks)
+    limits = Limits(budget=Budget(100, "day"))
+    admitted(first.reserve("k", limits, 0, 60)).settle(0, 60)
+    clocks[0].now_s = midnight_s + 1
+    admitted(first.reserve("k", limits, 0, 100)).settle(0, 100)
+    refused(second.reserve("k", limits, 0, 1))  # it meets this caller for the first time, by a clock it read a moment ago
+    clocks[1].now_s = midnight_s + 1
+    refused(second.reserve("k", limits, 0, 1))
+    refused(first.reserve("k", limits, 0, 1))
