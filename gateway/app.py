@@ -315,13 +315,13 @@ class Services:
 
         def look() -> None:  # a plain timer: waking a task this often would cost more than all the rest of an idle server
             nonlocal timer, swept_s
+            timer = loop.call_later(POLL_S, look)  # first: whatever fails below, changes are looked for again
             now_s = time.monotonic()
             if now_s > swept_s + SWEEP_S:
                 swept_s = now_s
                 self._limiter.sweep()
             if generation.local != local or now_s > observed_s + OBSERVE_S or behind(now_s):
                 wake.set()
-            timer = loop.call_later(POLL_S, look)
 
         look()
         try:
