@@ -9,7 +9,7 @@ from tests.security.generated import operations, run, target
 
 def test_no_server_error_and_nothing_undocumented(tmp_path: Path) -> None:
     with target(tmp_path) as made:
-        assert run(made, 350) >= 300
+        assert run(made, 200) >= 170
         asked = {name for name, _ in made.statuses}
         assert len(asked) == len(operations(made.document)), "an operation that is never asked is not tested"
-        assert sum(count for (_, status), count in made.statuses.items() if status < 300) >= 40
+        assert sum(count for (_, status), count in made.statuses.items() if status < 300) >= 25

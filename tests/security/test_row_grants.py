@@ -106,6 +106,21 @@ async def test_a_manager_learns_no_key_that_could_do_more_than_they_may(own: Ins
     assert (await rotate_key(db, generation, by(manager, scopes=Role.MANAGER.scopes), plain.id)).key
 
 
+async def test_a_manager_gives_no_role_like_their_own_or_higher(own: Inside) -> None:
+    db, generation = own.services.db, own.services.generation
+    team = (await create_team(db, generation, INIT, name="team")).id
+    me = by(await own.person("manager", Role.MANAGER, team=team), scopes=Role.MANAGER.scopes)
+    member = await own.person("member", Role.MEMBER, team=team)
+    for role in (Role.MANAGER, Role.ADMIN):
+        with pytest.raises(Forbidden):
+            await create_user(db, generation, me, email=f"new-{role}@example.com", role=role)
+        with pytest.raises(Forbidden):
+            await set_role(db, generation, me, member.id, role)
+        with pytest.raises(Forbidden):
+            await set_role(db, generation, me, me.user_id or "", role)
+    assert (await set_role(db, generation, me, member.id, Role.VIEWER)).role == Role.VIEWER
+
+
 async def test_an_admins_key_without_the_scope_is_no_admin(own: Inside) -> None:
     admin = await own.person("second", Role.ADMIN)
     me = by(admin, login=False, scopes=frozenset({"inference"}))
