@@ -136,16 +136,6 @@ def test_a_setting_that_cannot_be(filled: Gateway, name: str, value: str) -> Non
     one_sentence((done.returncode, done.stderr), name)
 
 
-def test_several_workers_with_limited_keys(filled: Gateway) -> None:
-    key_id = filled.cli_json("keys", "create", "--name", "limited", "--rpm", "5")["id"]
-    try:
-        code, said = serve(filled, "--workers", "2")
-        told = [line for line in said.splitlines() if not line.startswith("Revision ")]
-        one_sentence((code, "\n".join(told)), "limits", "--workers 1")
-    finally:
-        filled.cli("keys", "revoke", key_id)
-
-
 # what works
 
 

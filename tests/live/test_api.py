@@ -214,5 +214,5 @@ def test_env_files_of_the_working_folder_do_not_reach_slowapi(tmp_path: Path) ->
     """A home next to a hostile .env: login limits stay on."""
     (tmp_path / ".env").write_text("RATELIMIT_ENABLED=false\n")
     with gateway(tmp_path, CONFIG) as running, httpx.Client(base_url=running.url, trust_env=False) as client:
-        codes = [client.post("/auth/login", json={"email": "x@y", "password": "z"}).status_code for _ in range(21)]
-        assert codes == [401] * 20 + [429]
+        codes = [client.post("/auth/refresh", json={"refresh_token": "z"}).status_code for _ in range(61)]
+        assert codes == [401] * 60 + [429]
