@@ -142,7 +142,7 @@ def test_doctor_says_what_to_do(ready: Gateway, free_port: None, tmp_path: Path,
     (tmp_path / "home" / "secret.key").chmod(0o644)
     typed = ready("doctor", "--json")
     assert typed.code == 1
-    assert {check for check, ok in found(typed).items() if not ok} == {"home", "secret key", "local models"}
+    assert {check for check, ok in found(typed).items() if not ok} == {"home", "secret key", "signing keys", "local models"}
     assert all(finding["fix"] for finding in typed.json if not finding["ok"])
     assert "WRONG  home" in ready("doctor").out
 
