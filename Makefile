@@ -50,7 +50,15 @@ serve: install ## install, create the first admin and a key, serve on 127.0.0.1:
 
 test: install-dev check ## lint, types, import contracts, all tests
 	.venv/bin/python build_native.py
+ifdef TEST_ARGS
 	.venv/bin/python -m pytest $(TEST_ARGS)
+else
+	.venv/bin/python -m pytest -n 2 tests/unit tests/wire $(ALONE:%=--ignore=%)
+	.venv/bin/python -m pytest tests/acceptance tests/contract tests/faults tests/live tests/security $(ALONE)
+endif
+
+# Unit tests of times and of ports: they run with the rest, one at a time.
+ALONE = tests/unit/auth/test_turns.py tests/unit/backends/test_outbound.py
 
 test-guards: install-dev ## takes each guard away in a copy of the tree: its tests must fail there
 	.venv/bin/python -m tests.security.removed
