@@ -6,6 +6,7 @@ at once with "database is locked" as soon as two processes read before they writ
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -66,6 +67,7 @@ class Database:
 
     async def close(self) -> None:
         await self._writer.dispose()
+        await asyncio.sleep(0)  # a connection that was given up in the middle of something is closed by the loop, in its next turn
         if self.dialect == "sqlite":
             await self._reader.dispose()
 
