@@ -146,7 +146,7 @@ def add_routes(app: FastAPI, limits: AddressLimits) -> None:
     guarded_login = limits.limit(LOGIN_RATES, unless=from_known_address)(login)
     app.add_api_route("/auth/login", guarded_login, methods=["POST"], response_model=Tokens, tags=tags)
     app.add_api_route("/auth/refresh", limits.limit(REFRESH_RATES)(refresh), methods=["POST"], response_model=Tokens, tags=tags)
-    app.add_api_route("/auth/logout", logout, methods=["POST"], status_code=204, tags=tags)
+    app.add_api_route("/auth/logout", limits.limit(REFRESH_RATES)(logout), methods=["POST"], status_code=204, tags=tags)
     app.add_api_route("/auth/me", me, methods=["GET"], response_model=Me, tags=tags)
     app.add_api_route("/auth/password", limits.limit(LOGIN_RATES)(change_password), methods=["POST"], status_code=204, tags=tags)
 

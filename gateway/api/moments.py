@@ -43,7 +43,9 @@ def _duration_s(text: str) -> int | None:
 def _instant(text: str, param: str) -> float:
     try:
         found = datetime.fromisoformat(text.strip())
-        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+        at_s = (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+        moment(at_s)  # some have no year that could be written
+        return at_s
     except (ValueError, OverflowError):
         sentence = f"{param} is a duration such as 90s, 1h or 7d, or a time such as 2026-01-31T12:00:00Z."
         raise InvalidRequest(sentence, param=param) from None

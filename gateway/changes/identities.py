@@ -13,7 +13,7 @@ from typing import Any
 
 from auth.principal import Role
 from auth.provider import Identity
-from gateway.changes.actor import Actor, Change, change
+from gateway.changes.actor import MANAGEABLE, Actor, Change, change
 from gateway.changes.users import new_user
 from gateway.errors import Forbidden, InvalidRequest
 from gateway.store import identities, login_codes, tokens, users
@@ -82,6 +82,8 @@ async def _carried_over(step: Change, known: KnownIdentity, identity: Identity) 
         return "", user
     await users.set_role(step.conn, user.id, identity.role)
     await _end_logins(step, user)
+    if user.role in MANAGEABLE and identity.role not in MANAGEABLE:  # as in changes.users: a manager may know it
+        await users.forget_password(step.conn, user.id)
     changed = await _enabled(step.conn, user.id)
     await step.record("set_role", "user", user.id, _shown(user), _shown(changed) | {"issuer": identity.issuer})
     return "", changed

@@ -188,6 +188,8 @@ async def _set_role(step: Change, user: User, role: Role | str) -> User:
     if wanted not in MANAGEABLE and user.role != Role.ADMIN:  # raised
         await users.end_logins(step.conn, user.id)
         await tokens.revoke_user(step.conn, user.id)
+        if user.role in MANAGEABLE:  # their manager may have set their password, with a link that was meant for them
+            await users.forget_password(step.conn, user.id)
     return await _recorded(step, "set_role", user)
 
 

@@ -56,6 +56,9 @@ class RefreshTokens:
             await _record(conn, "login", grant.user_id, address, now_s)
 
     async def rotate(self, old: bytes, new: bytes, now_s: float, expires_at: float, address: str = "") -> RefreshGrant:
+        async with self._db.read() as conn:  # anybody may try: only a token that exists is worth a writing transaction
+            if await tokens.find(conn, old) is None:
+                raise CredentialInvalid("unknown")
         async with self._db.write() as conn:
             await changelog.lock(conn)
             row = await tokens.find(conn, old)
@@ -72,7 +75,11 @@ class RefreshTokens:
         raise CredentialInvalid("reused")  # after the block: raising inside would take the revocation back
 
     async def revoke(self, digest: bytes) -> None:
+        async with self._db.read() as conn:
+            if await tokens.find(conn, digest) is None:
+                return
         async with self._db.write() as conn:
+            await changelog.lock(conn)  # a refresh under way puts its successor in place before or after this, not beside it
             row = await tokens.find(conn, digest)
             if row is not None:
                 await tokens.revoke_family(conn, row.family)

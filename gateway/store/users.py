@@ -151,6 +151,11 @@ async def set_password(conn: AsyncConnection, user_id: str, new_hash: str) -> No
     await _update(conn, user_id, password_hash=new_hash, token_epoch=_U.token_epoch + 1)
 
 
+async def forget_password(conn: AsyncConnection, user_id: str) -> None:
+    """Nobody logs in with it any more."""
+    await _update(conn, user_id, password_hash=None)
+
+
 async def end_logins(conn: AsyncConnection, user_id: str) -> None:
     """Login tokens issued so far stop working."""
     await _update(conn, user_id, token_epoch=_U.token_epoch + 1)

@@ -263,6 +263,16 @@ async def test_a_manager_knows_nobodys_password(house: House, people: People) ->
 
 
 @pytest.mark.parametrize("role", ["manager", "admin"])
+async def test_a_password_that_a_manager_may_know_does_not_survive_being_raised(house: House, people: People, role: str) -> None:
+    link = await house.issue_password_link(by(people.manager), people.member.id)
+    await changes.use_password_link(house.db, house.generation, token=link.token, password_hash=HASH)  # by the manager themselves
+    await house.set_role(CLI, people.member.id, role)
+    async with house.db.read() as conn:
+        assert await users.password_hash(conn, people.member.id) is None
+        assert await users.password_hash(conn, people.admin.id) == HASH
+
+
+@pytest.mark.parametrize("role", ["manager", "admin"])
 async def test_who_is_raised_logs_in_again(house: House, people: People, role: str) -> None:
     assert (await house.set_role(CLI, people.member.id, role)).token_epoch == people.member.token_epoch + 1
     assert (await house.set_role(CLI, people.member.id, "viewer")).token_epoch == people.member.token_epoch + 1

@@ -16,7 +16,7 @@ from auth.tokens import AccessTokens
 from auth.turns import Turns
 from gateway import changes
 from gateway.changes import Actor
-from gateway.store import login_addresses, tokens, users
+from gateway.store import changelog, login_addresses, tokens, users
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
 from gateway.store.logins import Accounts, RefreshTokens
@@ -205,3 +205,12 @@ async def test_what_was_not_looked_at_is_not_counted(db: Database, user: User, c
     passwords.turns = Turns()
     await login.login(user.email, PASSWORD, "192.0.2.1")
     passwords.close()
+
+
+async def test_unknown_tokens_never_wait_for_whoever_writes(db: Database) -> None:
+    """Anybody may send some: they must not take the database's one writer, nor the lock that changes wait for."""
+    async with db.write() as conn, asyncio.timeout(2):
+        await changelog.lock(conn)
+        await RefreshTokens(db).revoke(b"unknown")
+        with pytest.raises(CredentialInvalid, match="unknown"):
+            await RefreshTokens(db).rotate(b"unknown", b"next", 1.0, 2.0)
