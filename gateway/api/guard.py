@@ -85,7 +85,9 @@ class GuardedRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             guard: Guard = request.app.state.guard
             guard.admit(policy, request.scope)
-            return await handle(await whole(request, public=policy.public))
+            request = await whole(request, public=policy.public)
+            guard.admit(policy, request.scope)  # again: a body may take its time, and a credential may end meanwhile
+            return await handle(request)
 
         return guarded
 
