@@ -6,6 +6,7 @@ The supervisor holds the listening sockets, so that what waits in a killed serve
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -195,9 +196,14 @@ class Supervisor:
         while not self._stopping.is_set():
             started_s = time.monotonic()
             # a process group of its own: Ctrl+C at the terminal is for us, who end the processes in the right order
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, *arguments, pass_fds=fds, env=environment, stdin=asyncio.subprocess.DEVNULL, process_group=0
-            )
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, *arguments, pass_fds=fds, env=environment, stdin=asyncio.subprocess.DEVNULL, process_group=0
+                )
+            except OSError as error:  # no memory, no more processes, or no such program while an installation is being replaced
+                tell(f"The {name} process could not be started ({error.strerror}); it is tried again.")
+                backoff_s = await self._pause(min(backoff_s * 2, _LAST_BACKOFF_S))
+                continue
             self._running[name] = process
             if self._stopping.is_set():  # asked to stop while it was being started
                 process.send_signal(signal.SIGTERM)
@@ -210,11 +216,14 @@ class Supervisor:
 
                 forget_process(metrics, process.pid)
             tell(f"The {name} process ended (exit code {code}); it is started again.")
-            backoff_s = _FIRST_BACKOFF_S if time.monotonic() - started_s > _HEALTHY_S else min(backoff_s * 2, _LAST_BACKOFF_S)
-            try:
-                await asyncio.wait_for(self._stopping.wait(), backoff_s)
-            except TimeoutError:
-                pass
+            healthy = time.monotonic() - started_s > _HEALTHY_S
+            backoff_s = await self._pause(_FIRST_BACKOFF_S if healthy else min(backoff_s * 2, _LAST_BACKOFF_S))
+
+    async def _pause(self, seconds: float) -> float:
+        """This long, or until we are stopping; returns how long."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        return seconds
 
     def _signal(self, which: Callable[[str], bool], number: int = signal.SIGTERM) -> None:
         for name, process in list(self._running.items()):
