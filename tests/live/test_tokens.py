@@ -283,9 +283,3 @@ def test_keys_of_an_issuer_change_and_it_goes_away(http: httpx.Client, tmp_path:
             wait_for(lambda: server.statuses(issuer.token(key=other, kid="k2"), "/v1/models") == {200}, AGAIN_S + 5)
             assert server.statuses(issuer.token(), "/v1/models") == {401}  # withdrawn
         assert server.statuses(issuer.token(key=other, kid="k2"), "/v1/models") == {200}  # its last keys stay good for a while
-
-
-def test_limits_of_issuers_that_several_processes_could_not_keep(tmp_path: Path) -> None:
-    entry = {"issuer": "https://id.example.com", "audience": "a", "default_role": "member", "rpm": 5}
-    with gateway(tmp_path, CONFIG, start=False, GATEWAY_TRUSTED_ISSUERS=json.dumps([entry])) as running:
-        running.cli("serve", "--workers", "2", "--port", str(free_port()), code=1)
