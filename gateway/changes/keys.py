@@ -135,7 +135,7 @@ async def rotate_key(db: Database, generation: Generation, actor: Actor, key_id:
 
 
 async def update_key(db: Database, generation: Generation, actor: Actor, key_id: str, fields: Mapping[str, Any]) -> ApiKey:
-    """Change a key that stays the same key; its text goes on working. Nobody but an admin or a manager raises limits, their own least.
+    """Change a key that stays the same key; its text goes on working. Only admins and managers change limits.
 
     `fields`: any of name, description, scopes, models, networks, expires_at, rpm, tpm, concurrency, budget (a `Budget`); None takes away
     an expiry or a limit.
@@ -246,7 +246,7 @@ async def _known(step: Change, key_id: str) -> tuple[ApiKey, User]:
 
 
 def _require_held(step: Change, scopes: Sequence[str]) -> None:
-    if not step.by_admin and not step.holds.issuperset(scopes):
+    if not step.holds.issuperset(scopes):  # an admin's too: a key that carries less than the admin gives no more than it carries
         raise Forbidden("A key cannot have a scope that you do not hold.")
 
 

@@ -358,9 +358,8 @@ async def test_reading_everything_again_leaves_no_key_out_meanwhile(db: Database
     assert seen == {None}
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"])  # what is measured is this process; one database is enough
 async def test_the_keys_of_an_owner_of_100000_hold_the_loop_for_moments_only(db: Database, generation: Generation) -> None:
-    if db.dialect != "sqlite":
-        pytest.skip("what is measured is this process; one database is enough")
     async with db.write() as conn:
         owner = await users.create(conn, "many@localhost", Role.MEMBER, None, 1.0)
         for start in range(0, 100_000, 5000):
