@@ -68,6 +68,15 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
+class Approved:
+    """Who said yes to which program. `token_epoch`: of their logins when they were asked; a later one makes the yes void."""
+
+    user_id: str
+    token_epoch: int
+    program: Program
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """Who came back, and where to go on: a path of our own, or the program that asked."""
 
@@ -110,17 +119,18 @@ class OidcLogin:
         program = Program(int(begun["port"]), begun["challenge"], begun["program_state"]) if "port" in begun else None
         return Finished(identity, begun["next"], program)
 
-    def ask(self, user_id: str, program: Program) -> str:
+    def ask(self, user_id: str, token_epoch: int, program: Program) -> str:
         """A ticket for the page that asks this user whether the program may act for them."""
-        note = {"user_id": user_id, "port": str(program.port), "challenge": program.challenge, "state": program.state}
+        note = {"user_id": user_id, "epoch": str(token_epoch)}
+        note |= {"port": str(program.port), "challenge": program.challenge, "state": program.state}
         return self._seal.close(_ASKED, note, self._clock())
 
-    def approved(self, ticket: str) -> tuple[str, Program]:
-        """(user id, program) of a ticket. Raises `LoginExpired`."""
+    def approved(self, ticket: str) -> Approved:
+        """What a ticket stands for. Raises `LoginExpired`."""
         note = self._seal.open(_ASKED, ticket, APPROVAL_S, self._clock())
-        if note is None:
+        if note is None or "epoch" not in note:  # a server before this one sealed it without, minutes ago
             raise LoginExpired
-        return note["user_id"], Program(int(note["port"]), note["challenge"], note["state"])
+        return Approved(note["user_id"], int(note["epoch"]), Program(int(note["port"]), note["challenge"], note["state"]))
 
     def _opened(self, state: str, note: str) -> dict[str, str] | None:
         begun = self._seal.open(_BEGUN, note, LOGIN_S, self._clock())

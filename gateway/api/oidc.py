@@ -4,6 +4,8 @@ A browser goes login -> provider -> callback -> a page of ours, with the refresh
 step is another: the person is asked whether the program whose code they see may act for them, and only a yes sends a one-time code to the
 program's port on the loopback address. The code is worth nothing without the PKCE verifier that never left the program.
 
+A yes and its code are void once all logins of the person have ended (a new password, disabled), as they themselves would be.
+
 What a login in progress needs lies sealed in a cookie of its own (`auth.oidc`). Where a browser is sent is never an address that a
 request has named: our own, the provider's, or 127.0.0.1.
 """
@@ -33,6 +35,7 @@ from gateway.errors import Forbidden, GatewayError, InvalidRequest, NotFound, Un
 from gateway.limits.edge import AddressLimits
 from gateway.runtime import Control
 from gateway.store.errors import StoreUnavailable
+from gateway.store.login_codes import LoginCode
 from gateway.store.logins import Accounts
 from gateway.store.users import User
 
@@ -120,10 +123,11 @@ async def approve(request: Request, control: TheControl, own: OwnPage, ticket: A
     if not own:
         raise InvalidRequest("This is for the gateway's own page only.")
     try:
-        user_id, program = oidc.approved(ticket)
+        yes = oidc.approved(ticket)
     except LoginExpired as error:
         _fail(request, error)
-    code = await issue_login_code(control.db, user_id, program.challenge, CODE_S)
+    program = yes.program
+    code = await issue_login_code(control.db, LoginCode(yes.user_id, yes.token_epoch, program.challenge), CODE_S)
     return RedirectResponse(f"{program.url}?{urlencode({'code': code, 'state': program.state})}", 303)
 
 
@@ -134,7 +138,7 @@ async def token(request: Request, body: CodeRequest, control: TheControl) -> Tok
     account = None
     if found is not None and hmac.compare_digest(found.challenge.encode(), challenge_of(body.code_verifier).encode()):
         account = await Accounts(control.db).account_by_id(found.user_id)
-    if account is None:
+    if account is None or found is None or account.user.token_epoch != found.token_epoch:  # all their logins have ended meanwhile
         raise InvalidRequest("This code is not valid any more: begin again.", param="code")
     pair = await control.login.open(account.user, address_of(request))
     return Tokens(access_token=pair.access_token, refresh_token=pair.refresh_token, token_type="bearer", expires_in=pair.expires_in_s)
@@ -166,7 +170,7 @@ async def _admitted(
         _fail(request, error)
     user = await _user(request, control, oidc, finished.identity)
     if finished.program is not None:
-        return _question(user, finished.program, oidc.ask(user.id, finished.program))
+        return _question(user, finished.program, oidc.ask(user.id, user.token_epoch, finished.program))
     account = await Accounts(control.db).account_by_id(user.id)
     if account is None:  # disabled this moment
         raise Forbidden("This account is disabled.")

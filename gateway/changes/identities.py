@@ -6,8 +6,6 @@ set here in between stays. Being linked changes no role, nor does the first role
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 import time
 from typing import Any
 
@@ -49,22 +47,20 @@ async def admit_identity(db: Database, generation: Generation, actor: Actor, ide
     return user
 
 
-async def issue_login_code(db: Database, user_id: str, challenge: str, lifetime_s: float) -> str:
-    """A code that whoever knows the verifier of this challenge can exchange, once."""
-    code, now_s = secrets.token_urlsafe(32), time.time()
+async def issue_login_code(db: Database, code: LoginCode, lifetime_s: float) -> str:
+    """The text of a code that whoever knows the verifier of its challenge can exchange, once."""
+    now_s = time.time()
     async with db.write() as conn:
-        await login_codes.add(conn, _digest(code), LoginCode(user_id, challenge), now_s, now_s + lifetime_s)
-    return code
+        return await login_codes.add(conn, code, now_s, now_s + lifetime_s)
 
 
-async def take_login_code(db: Database, code: str) -> LoginCode | None:
+async def take_login_code(db: Database, text: str) -> LoginCode | None:
     """Use it up, whatever becomes of it."""
-    digest = _digest(code)
     async with db.read() as conn:  # anybody may try: only a code that exists is worth a writing transaction
-        if not await login_codes.exists(conn, digest):
+        if not await login_codes.exists(conn, text):
             return None
     async with db.write() as conn:
-        return await login_codes.take(conn, digest, time.time())
+        return await login_codes.take(conn, text, time.time())
 
 
 async def _carried_over(step: Change, known: KnownIdentity, identity: Identity) -> tuple[str, User]:
@@ -127,7 +123,3 @@ async def _enabled(conn: Connection, user_id: str) -> User:
 
 def _shown(user: User) -> dict[str, Any]:
     return {"email": user.email, "role": user.role.value, "enabled": user.enabled}
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()

@@ -6,7 +6,7 @@ import secrets
 
 import pytest
 
-from auth.oidc import LoginExpired, OidcLogin, Program, challenge_of, own_path, program_of
+from auth.oidc import Approved, LoginExpired, OidcLogin, Program, challenge_of, own_path, program_of
 from auth.oidc_config import OidcConfig, checked_issuer, checked_public_url, checked_scopes, parse_roles
 from auth.principal import Role
 from auth.provider import Identity
@@ -88,7 +88,7 @@ async def test_what_does_not_belong_together_is_refused() -> None:
     await refused(login(FakeProvider()), my_state, mine.note)  # another secret key
     elsewhere = FakeProvider(OidcConfig("https://other.example.com", "gateway", "https://gw.example.com"))
     await refused(login(elsewhere, Seal(key), clock), my_state, mine.note)  # begun at another provider
-    await refused(flow, my_state, flow.ask("usr_1", program_of(5000, CHALLENGE, "s" * 16)))  # a ticket is no note
+    await refused(flow, my_state, flow.ask("usr_1", 0, program_of(5000, CHALLENGE, "s" * 16)))  # a ticket is no note
     assert flow.known(my_state, mine.note)
     clock.now_s += 601
     await refused(flow, my_state, mine.note)
@@ -100,8 +100,8 @@ async def test_a_ticket() -> None:
     provider = FakeProvider()
     flow = login(provider, clock=clock)
     program = program_of(5000, CHALLENGE, "s" * 16)
-    ticket = flow.ask("usr_1", program)
-    assert flow.approved(ticket) == ("usr_1", program)
+    ticket = flow.ask("usr_1", 3, program)
+    assert flow.approved(ticket) == Approved("usr_1", 3, program)
     note = (await flow.begin("/", program)).note
     for wrong in ("", ticket[:-2] + "AA", note):
         with pytest.raises(LoginExpired):

@@ -95,17 +95,19 @@ async def test_emails_that_are_none(db: Database, generation: Generation, email:
 
 async def test_codes(db: Database, generation: Generation) -> None:
     user = await admit_identity(db, generation, NOBODY, DANA, link_by_email=False)
-    code = await issue_login_code(db, user.id, "challenge", 60)
+    wanted = LoginCode(user.id, 3, "challenge")
+    code = await issue_login_code(db, wanted, 60)
+    assert await take_login_code(db, code.replace(".3", ".4")) is None  # an epoch cannot be exchanged for another
     assert await take_login_code(db, "another") is None
     taken = await asyncio.gather(*(take_login_code(db, code) for _ in range(5)))
-    assert [found for found in taken if found] == [LoginCode(user.id, "challenge")]
-    assert await take_login_code(db, await issue_login_code(db, user.id, "challenge", -1)) is None
+    assert [found for found in taken if found] == [wanted]
+    assert await take_login_code(db, await issue_login_code(db, wanted, -1)) is None
 
 
 async def test_codes_that_ran_out_are_forgotten(db: Database, generation: Generation) -> None:
     user = await admit_identity(db, generation, NOBODY, DANA, link_by_email=False)
     async with db.write() as conn:
-        await login_codes.add(conn, b"o" * 32, LoginCode(user.id, "c"), 0, 60)
-        await login_codes.add(conn, b"n" * 32, LoginCode(user.id, "c"), 61, 121)
-        assert await login_codes.take(conn, b"o" * 32, 1) is None
-        assert await login_codes.take(conn, b"n" * 32, 62) == LoginCode(user.id, "c")
+        old = await login_codes.add(conn, LoginCode(user.id, 0, "c"), 0, 60)
+        new = await login_codes.add(conn, LoginCode(user.id, 0, "c"), 61, 121)
+        assert await login_codes.take(conn, old, 1) is None
+        assert await login_codes.take(conn, new, 62) == LoginCode(user.id, 0, "c")

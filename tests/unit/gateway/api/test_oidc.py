@@ -26,7 +26,7 @@ from auth.provider import Provider
 from auth.seal import Seal
 from gateway.api import create_api
 from gateway.api.login import COOKIE as REFRESH
-from gateway.changes import Actor, create_user, disable_user, set_role
+from gateway.changes import Actor, create_user, disable_user, enable_user, reset_password, set_role
 from gateway.errors import Forbidden
 from gateway.store import identities, trail, users
 from gateway.store.users import User
@@ -496,7 +496,10 @@ class TestTheCommandLine:
         return found[1].replace("&amp;", "&")
 
     async def code(self, site: Site, client: httpx.AsyncClient, subject: str = "dana") -> str:
-        page = await log_in(site, client, subject, **FOR_CLI)
+        return await self.approved(client, await log_in(site, client, subject, **FOR_CLI))
+
+    async def approved(self, client: httpx.AsyncClient, page: httpx.Response) -> str:
+        """The code that a yes on this page sends to the program."""
         response = await client.post(self.ticket(page), headers={"sec-fetch-site": "same-origin"})
         assert response.status_code == 303
         back = urlsplit(response.headers["location"])
@@ -548,6 +551,28 @@ class TestTheCommandLine:
             assert quick is not None
             await disable_user(control.db, control.generation, INIT, quick.id)
             assert (await client.post("/auth/oidc/token", json={"code": code, "code_verifier": VERIFIER})).status_code == 400
+
+    @pytest.mark.parametrize("when", ["the code is made", "the ticket is made"])
+    @pytest.mark.parametrize("how", ["password", "disabled and enabled"])
+    async def test_logins_that_ended_meanwhile_take_it_with_them(self, site: Site, when: str, how: str) -> None:
+        """Whoever ends all their logins ends those that are half done, too."""
+        control = site.plane.control
+        site.provider.put_user("ended", email="ended@example.com", email_verified=True, groups=["staff"])
+        async with browser(site.app()) as client:
+            page = await log_in(site, client, "ended", **FOR_CLI)
+            code = await self.approved(client, page) if when == "the code is made" else ""
+            ended = await site.user("ended@example.com")
+            assert ended is not None
+            if how == "password":
+                await reset_password(control.db, control.generation, INIT, ended.id, password_hash="of another password")
+            else:
+                await disable_user(control.db, control.generation, INIT, ended.id)
+                await enable_user(control.db, control.generation, INIT, ended.id)
+            code = code or await self.approved(client, page)
+            response = await client.post("/auth/oidc/token", json={"code": code, "code_verifier": VERIFIER})
+            assert response.status_code == 400, response.text
+            code = await self.code(site, client, "ended")  # the next login is as good as ever
+            assert (await client.post("/auth/oidc/token", json={"code": code, "code_verifier": VERIFIER})).status_code == 200
 
     async def test_an_expired_code(self, site: Site) -> None:
 
