@@ -1,7 +1,8 @@
 """Logging in with a password, and staying logged in with refresh tokens.
 
 A refresh token is 256 random bits, stored as its SHA-256, good for one use: each use puts a new one in its place. One that is used
-a second time was copied, so all that descend from the same login are revoked.
+a second time was copied, so all that descend from the same login are revoked. However often it is renewed, a login ends
+`login_lifetime_s` after it began: who has a token that the owner never misses does not keep it for ever.
 
 Wrong passwords make the next ones wait (`auth.throttle`), and what is worth a look goes in two queues (`auth.turns`): an address from which
 this user has logged in before goes ahead of strangers, and waits for none of them.
@@ -22,7 +23,8 @@ from auth.ports import Account, AccountStore, RefreshGrant, RefreshTokenStore, U
 from auth.throttle import Attempt, Throttle, customer
 from auth.tokens import AccessTokens
 
-REFRESH_LIFETIME_S = 30 * 86_400
+REFRESH_LIFETIME_S = 30 * 86_400  # of one that is not used
+LOGIN_LIFETIME_S = 90 * 86_400  # of all that descend from one login
 _MAX_EMAIL_CHARS = 254
 _MAX_ASKING = 4  # more would keep others from the database's few connections
 
@@ -49,6 +51,7 @@ class Login:
         throttle: Throttle | None = None,
         *,
         refresh_lifetime_s: float = REFRESH_LIFETIME_S,
+        login_lifetime_s: float = LOGIN_LIFETIME_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._accounts = accounts
@@ -58,7 +61,8 @@ class Login:
         self._throttle = throttle or Throttle(clock=clock)
         self._known = Known(accounts, clock)
         self._asking = 0  # strangers about whom the database is being asked
-        self._refresh_lifetime_s = refresh_lifetime_s
+        self._refresh_lifetime_s = min(refresh_lifetime_s, login_lifetime_s)
+        self._login_lifetime_s = login_lifetime_s
         self._clock = clock
 
     async def login(self, email: str, password: str, address: str = "") -> TokenPair:
@@ -133,16 +137,18 @@ class Login:
         """Exchange a refresh token for a new pair. Raises `CredentialInvalid`: unknown, expired, reused, disabled, revoked."""
         now_s, text = self._clock(), _mint()
         expires_at = now_s + self._refresh_lifetime_s
-        grant = await self._refresh_tokens.rotate(_digest(refresh_token), _digest(text), now_s, expires_at, address)
+        grant = await self._refresh_tokens.rotate(
+            _digest(refresh_token), _digest(text), now_s, expires_at, address, login_lifetime_s=self._login_lifetime_s
+        )
         account = await self._accounts.account_by_id(grant.user_id)
         if account is None or account.user.token_epoch != grant.token_epoch:
             await self._refresh_tokens.revoke(_digest(text))
             raise CredentialInvalid("disabled" if account is None else "revoked")
         return self._pair(account.user, text, now_s)
 
-    async def logout(self, refresh_token: str) -> None:
+    async def logout(self, refresh_token: str, address: str = "") -> None:
         """Revoke the refresh token and all that descend from the same login. An access token runs out by itself."""
-        await self._refresh_tokens.revoke(_digest(refresh_token))
+        await self._refresh_tokens.end(_digest(refresh_token), self._clock(), address)
 
     def _pair(self, user: UserRecord, refresh_token: str, now_s: float) -> TokenPair:
         return TokenPair(self._tokens.issue(user, now_s), refresh_token, self._tokens.lifetime_s, user)

@@ -103,8 +103,16 @@ class RefreshTokenStore(Protocol):
     async def add(self, digest: bytes, grant: RefreshGrant, now_s: float, expires_at: float, address: str = "") -> None:
         """The first token of a new family: a login, from `address` (in full), whose customer is known from now on; "": not known whence."""
 
-    async def rotate(self, old: bytes, new: bytes, now_s: float, expires_at: float, address: str = "") -> RefreshGrant:
-        """Use up `old` and put `new` in its place. Raises `CredentialInvalid`: unknown, expired, or reused - then the family is revoked."""
+    async def rotate(
+        self, old: bytes, new: bytes, now_s: float, expires_at: float, address: str = "", *, login_lifetime_s: float
+    ) -> RefreshGrant:
+        """Use up `old` and put `new` in its place; none lives longer than `login_lifetime_s` after the login, whatever `expires_at` says.
+
+        Raises `CredentialInvalid`: unknown, expired, or reused - then the family is revoked.
+        """
 
     async def revoke(self, digest: bytes) -> None:
         """Revoke the family of this token; nothing if it is unknown."""
+
+    async def end(self, digest: bytes, now_s: float, address: str = "") -> None:
+        """The same, by whom the login is: a logout from `address`. Kept on record where a login ended by it that was going on."""

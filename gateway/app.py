@@ -202,6 +202,7 @@ class Services:
         self._limiter = SharedLimiter(Levels(settings.run_dir / f"levels-{FORM}"), self._spending.spent_pusd)
         self.relay = Relay(
             authenticator=Authenticator(live, tokens, others),
+            known=live,
             limiter=self._limiter,
             ledger=self.ledger,
             meter=Meter(metrics),
@@ -211,6 +212,7 @@ class Services:
             max_body_bytes=int(settings.max_body_mb * 1e6),
             max_answer_bytes=int(settings.max_answer_mb * 1e6),
             max_held_bytes=int(settings.max_held_mb * 1e6),
+            timeout_body_s=settings.timeout_body_s,
             slots=Slots(settings.max_running, settings.queue_wait_s),
             health=HealthBoard(random.Random().random),  # noqa: S311  # spreads trials in time, hides nothing
             cors_origins=frozenset(origin.encode() for origin in settings.cors_origins),
@@ -221,7 +223,14 @@ class Services:
             db=db,
             generation=generation,
             live=live,
-            login=Login(Accounts(db), RefreshTokens(db), passwords, tokens, Throttle(settings.run_dir / "logins")),
+            login=Login(
+                Accounts(db),
+                RefreshTokens(db),
+                passwords,
+                tokens,
+                Throttle(settings.run_dir / "logins"),
+                login_lifetime_s=settings.login_lifetime_s,
+            ),
             tokens=tokens,
             passwords=passwords,
             secret_box=self.box,

@@ -53,10 +53,19 @@ class Settings(BaseSettings):
     admin_password: SecretStr = Field(
         SecretStr(""), validation_alias=_env("GATEWAY_ADMIN_PASSWORD"), description="empty: one is made and printed once"
     )
+    login_lifetime_s: float = Field(
+        7_776_000,
+        ge=60,
+        validation_alias=_env("GATEWAY_LOGIN_LIFETIME_S"),
+        description="a login ends this long after it began, however often it is refreshed",
+    )
     timeout_connect_s: float = Field(5, ge=0, validation_alias=_env("GATEWAY_TIMEOUT_CONNECT_S"), description="0 = none")
     timeout_first_byte_s: float = Field(300, ge=0, validation_alias=_env("GATEWAY_TIMEOUT_FIRST_BYTE_S"), description="0 = none")
     timeout_idle_s: float = Field(120, ge=0, validation_alias=_env("GATEWAY_TIMEOUT_IDLE_S"), description="0 = none")
     timeout_total_s: float = Field(3600, ge=0, validation_alias=_env("GATEWAY_TIMEOUT_TOTAL_S"), description="0 = none")
+    timeout_body_s: float = Field(
+        600, ge=0, validation_alias=_env("GATEWAY_TIMEOUT_BODY_S"), description="a whole request body; later: 408; 0 = none"
+    )
     max_body_mb: float = Field(32, gt=0, validation_alias=_env("GATEWAY_MAX_BODY_MB"), description="request bodies above: 413")
     max_answer_mb: float = Field(64, gt=0, validation_alias=_env("GATEWAY_MAX_ANSWER_MB"), description="unstreamed answers above: 502")
     max_running: int = Field(

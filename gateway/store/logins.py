@@ -1,6 +1,6 @@
 """The store's side of a login: implements AccountStore and RefreshTokenStore of auth.ports.
 
-A login and a refresh token that comes a second time stand in the audit trail; wrong passwords do not: a stranger could fill it.
+Logins, logouts and refresh tokens that come a second time stand in the audit trail; wrong passwords do not: a stranger could fill it.
 """
 
 from __future__ import annotations
@@ -49,13 +49,15 @@ class RefreshTokens:
     async def add(self, digest: bytes, grant: RefreshGrant, now_s: float, expires_at: float, address: str = "") -> None:
         async with self._db.write() as conn:
             await changelog.lock(conn)  # before any row: changes take it first too, and then never wait for us while we wait for them
-            await _add(conn, digest, secrets.token_hex(16), grant, now_s, expires_at)
+            await _add(conn, digest, secrets.token_hex(16), grant, began_at=now_s, expires_at=expires_at)
             await users.set_last_login(conn, grant.user_id, now_s)
             if address:
                 await login_addresses.put(conn, grant.user_id, customer(address), now_s)
             await _record(conn, "login", grant.user_id, address, now_s)
 
-    async def rotate(self, old: bytes, new: bytes, now_s: float, expires_at: float, address: str = "") -> RefreshGrant:
+    async def rotate(
+        self, old: bytes, new: bytes, now_s: float, expires_at: float, address: str = "", *, login_lifetime_s: float
+    ) -> RefreshGrant:
         async with self._db.read() as conn:  # anybody may try: only a token that exists is worth a writing transaction
             if await tokens.find(conn, old) is None:
                 raise CredentialInvalid("unknown")
@@ -64,29 +66,42 @@ class RefreshTokens:
             row = await tokens.find(conn, old)
             if row is None:
                 raise CredentialInvalid("unknown")
-            if row.expires_at <= now_s:
+            ends_at = row.began_at + login_lifetime_s
+            if min(row.expires_at, ends_at) <= now_s:
                 raise CredentialInvalid("expired")
             if await tokens.use(conn, old, now_s):
                 grant = RefreshGrant(row.user_id, row.token_epoch)
-                await _add(conn, new, row.family, grant, now_s, expires_at)
+                await _add(conn, new, row.family, grant, began_at=row.began_at, expires_at=min(expires_at, ends_at))
                 return grant
             await tokens.revoke_family(conn, row.family)
             await _record(conn, "refresh_reused", row.user_id, address, now_s)
         raise CredentialInvalid("reused")  # after the block: raising inside would take the revocation back
 
     async def revoke(self, digest: bytes) -> None:
+        await self._end(digest)
+
+    async def end(self, digest: bytes, now_s: float, address: str = "") -> None:
+        await self._end(digest, (now_s, address))
+
+    async def _end(self, digest: bytes, logout: tuple[float, str] | None = None) -> None:
+        """`logout`: when and from where, recorded if the login was going on: one entry for a login, however often its tokens come."""
         async with self._db.read() as conn:
             if await tokens.find(conn, digest) is None:
                 return
         async with self._db.write() as conn:
             await changelog.lock(conn)  # a refresh under way puts its successor in place before or after this, not beside it
             row = await tokens.find(conn, digest)
-            if row is not None:
-                await tokens.revoke_family(conn, row.family)
+            if row is None:
+                return
+            if logout is not None and await tokens.is_live(conn, row.family, logout[0]):
+                await _record(conn, "logout", row.user_id, logout[1], logout[0])
+            await tokens.revoke_family(conn, row.family)
 
 
-async def _add(conn: AsyncConnection, digest: bytes, family: str, grant: RefreshGrant, now_s: float, expires_at: float) -> None:
-    await tokens.add(conn, digest, family=family, user_id=grant.user_id, token_epoch=grant.token_epoch, now_s=now_s, expires_at=expires_at)
+async def _add(conn: AsyncConnection, digest: bytes, family: str, grant: RefreshGrant, *, began_at: float, expires_at: float) -> None:
+    await tokens.add(
+        conn, digest, family=family, user_id=grant.user_id, token_epoch=grant.token_epoch, began_at=began_at, expires_at=expires_at
+    )
 
 
 async def _account(conn: AsyncConnection, user: users.User | None, address: str = "") -> Account | None:

@@ -48,7 +48,9 @@ class RefreshTokens:
     async def add(self, digest: bytes, grant: RefreshGrant, now_s: float, expires_at: float, address: str = "") -> None:
         pass
 
-    async def rotate(self, old: bytes, new: bytes, now_s: float, expires_at: float, address: str = "") -> RefreshGrant:
+    async def rotate(
+        self, old: bytes, new: bytes, now_s: float, expires_at: float, address: str = "", *, login_lifetime_s: float
+    ) -> RefreshGrant:
         raise AssertionError
 
     async def revoke(self, digest: bytes) -> None:

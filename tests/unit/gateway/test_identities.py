@@ -52,7 +52,7 @@ async def test_who_is_linked_without_a_role_keeps_the_local_one(db: Database, ge
 async def test_a_change_at_the_provider_ends_logins(db: Database, generation: Generation) -> None:
     user = await admit_identity(db, generation, NOBODY, DANA, link_by_email=False)
     async with db.write() as conn:
-        await tokens.add(conn, b"d" * 32, family="f", user_id=user.id, token_epoch=user.token_epoch, now_s=1, expires_at=2)
+        await tokens.add(conn, b"d" * 32, family="f", user_id=user.id, token_epoch=user.token_epoch, began_at=1, expires_at=2)
     raised = await admit_identity(db, generation, NOBODY, replace(DANA, role=Role.MANAGER), link_by_email=False)
     assert (raised.role, raised.token_epoch) == (Role.MANAGER, user.token_epoch + 1)
     async with db.read() as conn:

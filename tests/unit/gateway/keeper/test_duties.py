@@ -26,7 +26,7 @@ async def test_what_has_run_out_is_forgotten(tmp_path: Path) -> None:
     assert admin is not None
     async with db.write() as conn:
         for digest, ends_s in ((b"over", now_s - 1), (b"good", now_s + 60)):
-            await tokens.add(conn, digest, family="f", user_id=admin.id, token_epoch=0, now_s=now_s - 2, expires_at=ends_s)
+            await tokens.add(conn, digest, family="f", user_id=admin.id, token_epoch=0, began_at=now_s - 2, expires_at=ends_s)
         await password_links.put(conn, b"link", admin.id, now_s - 2, now_s - 1)
         await login_addresses.put(conn, admin.id, "long ago", now_s - 200 * 86_400)
         await login_addresses.put(conn, admin.id, "home", now_s)

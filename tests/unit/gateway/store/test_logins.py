@@ -122,6 +122,41 @@ async def test_refresh_tokens_run_out(db: Database, login: Login, user: User, cl
     assert await refusal(login, "anything") == "unknown"
 
 
+async def test_a_login_ends_however_often_it_is_refreshed(db: Database, passwords: Passwords, user: User, clock: Clock) -> None:
+    login = Login(Accounts(db), RefreshTokens(db), passwords, ACCESS, refresh_lifetime_s=1000, login_lifetime_s=2500, clock=clock)
+    pair = await login.login(user.email, PASSWORD)
+    for _ in range(3):
+        clock.now_s += 800
+        pair = await login.refresh(pair.refresh_token)
+        async with db.write() as conn:
+            await tokens.purge(conn, clock())  # that the first of them is forgotten makes the family no younger
+    clock.now_s += 100  # the last one would be good for 900 more
+    assert await refusal(login, pair.refresh_token) == "expired"
+    async with db.write() as conn:
+        await tokens.purge(conn, clock())
+        left = (await conn.execute(select(refresh_tokens.c.expires_at))).scalars().all()
+    assert left == []  # nothing is kept longer than the login itself
+    await login.refresh((await login.login(user.email, PASSWORD)).refresh_token)
+
+
+async def test_a_shorter_life_holds_at_once(db: Database, login: Login, passwords: Passwords, user: User, clock: Clock) -> None:
+    pair = await login.login(user.email, PASSWORD)
+    shorter = Login(Accounts(db), RefreshTokens(db), passwords, ACCESS, login_lifetime_s=500, clock=clock)
+    clock.now_s += 499
+    pair = await shorter.refresh(pair.refresh_token)
+    clock.now_s += 1
+    assert await refusal(shorter, pair.refresh_token) == "expired"
+
+
+async def test_a_life_shorter_than_that_of_a_refresh_token(db: Database, passwords: Passwords, user: User, clock: Clock) -> None:
+    login = Login(Accounts(db), RefreshTokens(db), passwords, ACCESS, login_lifetime_s=500, clock=clock)
+    pair = await login.login(user.email, PASSWORD)
+    async with db.read() as conn:
+        assert (await conn.execute(select(refresh_tokens.c.expires_at))).scalars().all() == [clock() + 500]
+    clock.now_s += 500
+    assert await refusal(login, pair.refresh_token) == "expired"
+
+
 async def test_logout_ends_the_family(login: Login, user: User) -> None:
     first = await login.login(user.email, PASSWORD)
     second = await login.refresh(first.refresh_token)
@@ -213,4 +248,4 @@ async def test_unknown_tokens_never_wait_for_whoever_writes(db: Database) -> Non
         await changelog.lock(conn)
         await RefreshTokens(db).revoke(b"unknown")
         with pytest.raises(CredentialInvalid, match="unknown"):
-            await RefreshTokens(db).rotate(b"unknown", b"next", 1.0, 2.0)
+            await RefreshTokens(db).rotate(b"unknown", b"next", 1.0, 2.0, login_lifetime_s=1.0)
