@@ -27,9 +27,36 @@ def test_what_others_mint_is_fit(text: str) -> None:
     assert unfit(text) is None
 
 
-def test_our_own_form_is_fit_whatever_it_spells() -> None:
-    assert unfit(f"sk-gw-{'a' * 12}-{'a' * 43}") is None
-    assert unfit(mint()[1]) is None
+def test_what_another_installation_minted_is_fit() -> None:
+    assert all(unfit(mint()[1]) is None for _ in range(2000))
+    assert unfit(mint("a" * 12)[1]) is None  # the id is no secret
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "a" * 43,
+        "x" * 42 + "7",
+        "ab" * 21 + "a",
+        "ChangeMe" * 5 + "abc",
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQ",
+        "Kq7Zr2mV" * 5 + "Kq7",
+    ],
+)
+def test_our_own_form_does_not_make_a_secret(secret: str) -> None:
+    assert len(secret) == 43
+    problem = unfit(f"sk-gw-k3v9x0q2m7ab-{secret}")
+    assert problem is not None
+    assert "easy to guess" in problem
+
+
+def test_a_damaged_key_of_ours_is_told_apart_from_somebody_elses() -> None:
+    """Taken in, it would be a key that nobody has, listed under an id that is not in its text."""
+    whole = mint()[1]
+    for damaged in (whole[:-1], whole + "A", whole.replace("sk-gw-", "sk-gw-X"), whole[:20], whole[:-1] + "_", whole[:12] + whole[13:]):
+        problem = unfit(damaged)
+        assert problem is not None, damaged
+        assert "not all of it" in problem
 
 
 def test_random_texts_are_not_taken_for_samples() -> None:
