@@ -10,8 +10,9 @@ from fastapi import FastAPI, Path, Query
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from auth.existing import MAX_CHARS, MIN_CHARS
-from auth.principal import Budget, Limits
 from gateway.api.context import By, TheControl, in_force
+from gateway.api.limits import LimitsIn, LimitsOut, budget_of, no_defaults
+from gateway.api.limits import shown as shown_limits
 from gateway.api.moments import after as moment_after
 from gateway.api.moments import moment, moment_or_none
 from gateway.api.paging import NO_NUL, After, Limit, Page, cut
@@ -19,19 +20,13 @@ from gateway.api.reach import TheReach
 from gateway.changes import Grant, create_key, import_key, revoke_key, rotate_key, update_key
 from gateway.changes.keys import MAX_DESCRIPTION_CHARS, MAX_GRACE_S, MAX_NETWORKS, IssuedKey
 from gateway.errors import InvalidRequest, NotFound
-from gateway.limits.budget import MAX_PUSD, format_budget, parse_budget
 from gateway.store import keys, users
 from gateway.store.engine import Connection
 from gateway.store.keys import ListedKey
 
-_BUDGET = r"^[0-9]{1,12}(\.[0-9]{1,12})?(/(day|week|month))?$"
 _EXPIRY = r"^([0-9]{1,9}[smhdw]|[0-9]{4}-.+)$"
 
 ScopeName = Literal["inference", "usage", "metrics", "admin"]
-Count = Annotated[int, Field(ge=1, le=MAX_PUSD, strict=True)]
-BudgetText = Annotated[
-    str, Field(max_length=60, pattern=_BUDGET, description="USD[/day|week|month], UTC; without a window: in all.", examples=["25/month"])
-]
 Expiry = Annotated[str, Field(max_length=60, pattern=_EXPIRY, description="A duration (30d) or an RFC 3339 time.", examples=["30d"])]
 Globs = Annotated[list[str], Field(min_length=1, max_length=100, description="Model ids or patterns; * is all.", examples=[["chat"]])]
 Scopes = Annotated[list[ScopeName], Field(min_length=1, max_length=4, examples=[["inference"]])]
@@ -44,7 +39,7 @@ Cidrs = Annotated[
 KeyId = Annotated[str, Path(max_length=100, pattern=NO_NUL, description="The 12 characters after sk-gw-.", examples=["k3v9x0q2m7ab"])]
 
 
-class KeyOut(BaseModel):
+class KeyOut(LimitsOut):
     """A key without its text. A limit that is null is none."""
 
     id: str = Field(examples=["k3v9x0q2m7ab"])
@@ -57,10 +52,6 @@ class KeyOut(BaseModel):
     models: list[str] = Field(examples=[["*"]])
     scopes: list[str] = Field(examples=[["inference"]])
     networks: list[str] = Field(description="CIDR; none: it may be used from anywhere.", examples=[["10.0.0.0/8"]])
-    rpm: int | None = Field(description="Requests per minute.", examples=[60])
-    tpm: int | None = Field(description="Tokens per minute, prompt and completion.", examples=[100_000])
-    concurrency: int | None = Field(description="Requests at the same time.", examples=[8])
-    budget: str | None = Field(description="USD[/day|week|month].", examples=["25/month"])
     state: Literal["active", "expired", "revoked"]
     created_at: datetime
     created_by: str | None = Field(description="User id, or cli.", examples=["usr_9f2c1a7be04d5566"])
@@ -79,19 +70,15 @@ class KeyIssued(BaseModel):
     expires_at: datetime | None
 
 
-class KeyIn(BaseModel):
+class KeyIn(LimitsIn):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1, max_length=200, examples=["search service"])
     description: Description = ""
     owner: str | None = Field(None, max_length=254, description="User id or e-mail address; absent: you.", examples=["dana@example.com"])
-    scopes: Scopes = ["inference"]
-    models: Globs = ["*"]
-    networks: Cidrs = []
-    rpm: Count | None = None
-    tpm: Count | None = None
-    concurrency: Count | None = None
-    budget: BudgetText | None = None
+    scopes: Scopes = Field(["inference"])
+    models: Globs = Field(["*"])
+    networks: Cidrs = Field([])
     expires: Expiry | None = None
 
 
@@ -101,27 +88,21 @@ class KeyImportIn(KeyIn):
     key: SecretStr = Field(min_length=MIN_CHARS, max_length=MAX_CHARS, examples=["sk-live-..."])
 
 
-def _no_defaults(schema: dict[str, Any]) -> None:
-    """What is absent from a change is not set to any default, so the documentation must not name one."""
-    for field in schema["properties"].values():
-        field.pop("default", None)
+def _change_schema(schema: dict[str, Any]) -> None:
+    no_defaults(schema)
     schema["examples"] = [{"rpm": 120, "budget": "50/month"}, {"expires": None}, {"networks": ["10.0.0.0/8"]}]
 
 
-class KeyChange(BaseModel):
+class KeyChange(LimitsIn):
     """What is absent stays as it is; null takes a limit or the expiry away."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_no_defaults)
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_change_schema)
 
     name: str = Field("unchanged", min_length=1, max_length=200)
     description: Description = ""
-    scopes: Scopes = ["inference"]
-    models: Globs = ["*"]
-    networks: Cidrs = []
-    rpm: Count | None = None
-    tpm: Count | None = None
-    concurrency: Count | None = None
-    budget: BudgetText | None = None
+    scopes: Scopes = Field(["inference"])
+    models: Globs = Field(["*"])
+    networks: Cidrs = Field([])
     expires: Expiry | None = None
 
 
@@ -193,7 +174,7 @@ async def change_key(control: TheControl, by: By, key_id: KeyId, body: KeyChange
     """Change a key's name, description, scopes, models, networks, limits or expiry. Its text goes on working; running requests finish."""
     fields: dict[str, Any] = body.model_dump(exclude_unset=True)
     if "budget" in fields:
-        fields["budget"] = _budget(body.budget)
+        fields["budget"] = budget_of(body.budget)
     if "expires" in fields:
         del fields["expires"]
         fields["expires_at"] = _expiry(body.expires)
@@ -257,7 +238,7 @@ async def _grant(control: TheControl, body: KeyIn) -> Grant:
         await _owner_id(control, body.owner),
         body.scopes,
         body.models,
-        Limits(body.rpm, body.tpm, body.concurrency, _budget(body.budget)),
+        body.limits(),
         _expiry(body.expires),
         body.description,
         body.networks,
@@ -273,13 +254,6 @@ async def _owner_id(control: TheControl, owner: str | None) -> str | None:
     return owner if user is None else user.id
 
 
-def _budget(text: str | None) -> Budget | None:
-    try:
-        return parse_budget(text) if text is not None else None
-    except ValueError as error:
-        raise InvalidRequest(f"{error}.", param="budget") from None
-
-
 def _expiry(text: str | None) -> float | None:
     return None if text is None else moment_after(text, time.time(), "expires")
 
@@ -291,7 +265,7 @@ def issued_out(issued: IssuedKey) -> KeyIssued:
 
 
 def shown(found: ListedKey) -> KeyOut:
-    key, limits = found.key, found.key.limits
+    key = found.key
     expired = key.expires_at is not None and key.expires_at <= time.time()
     return KeyOut(
         id=key.id,
@@ -304,14 +278,11 @@ def shown(found: ListedKey) -> KeyOut:
         models=list(key.models),
         scopes=list(key.scopes),
         networks=list(key.networks),
-        rpm=limits.rpm,
-        tpm=limits.tpm,
-        concurrency=limits.concurrency,
-        budget=format_budget(limits.budget) if limits.budget else None,
         state="revoked" if key.revoked_at is not None else "expired" if expired else "active",
         created_at=moment(key.created_at),
         created_by=key.created_by,
         expires_at=moment_or_none(key.expires_at),
         revoked_at=moment_or_none(key.revoked_at),
         last_used_at=moment_or_none(found.last_used_at),
+        **shown_limits(key.limits),
     )

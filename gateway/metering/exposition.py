@@ -12,8 +12,6 @@ from prometheus_client.parser import text_string_to_metric_families
 if TYPE_CHECKING:
     from gateway.metering.base import Metering
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
 
 def exposition(meter: Metering) -> bytes:
     """All metrics of this server; over all its processes where there are several (PROMETHEUS_MULTIPROC_DIR is set by `serve` then)."""

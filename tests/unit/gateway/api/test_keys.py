@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from auth.address import parse_networks
+from auth.keys import mint
 from auth.principal import Role
 from gateway import changes
 from gateway.api import create_api
@@ -158,10 +159,10 @@ class TestImport:
         assert (await admin.get("/admin/keys?search=old")).json()["data"] == []
 
     async def test_a_key_of_another_installation_keeps_its_id(self, plane: Plane, admin: httpx.AsyncClient) -> None:
-        text = f"sk-gw-abcdefghijkl-{'Zq8Yr2mVx7' * 4}abc"
+        _, text = mint("abcdefghijkl")
         key = (await admin.post("/admin/keys/import", json={"name": "old", "key": text})).json()
         assert (key["id"], key["prefix"]) == ("abcdefghijkl", "sk-gw-abcdefghijkl")
-        other = await admin.post("/admin/keys/import", json={"name": "old", "key": text[:-3] + "xyz"})
+        other = await admin.post("/admin/keys/import", json={"name": "old", "key": mint("abcdefghijkl")[1]})
         assert other.status_code == 409
 
     async def test_managers_do_not_import(self, plane: Plane) -> None:
