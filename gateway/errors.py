@@ -10,6 +10,7 @@
     ├── NotFound                 404 not_found
     │   └── ModelNotFound        404 model_not_found             unknown, or hidden from this key
     ├── MethodNotAllowed         405 method_not_allowed
+    ├── RequestTimeout           408 request_timeout             the request's body did not come in time
     ├── Conflict                 409 conflict                    the state does not allow it (name taken, revision moved)
     ├── RateLimited              429 rate_limit_exceeded         requests, tokens or concurrency; has `retry_after_s`
     │   └── QuotaExhausted       429 insufficient_quota          budget spent; not to be retried
@@ -99,6 +100,10 @@ class ModelNotFound(NotFound):
 
 class MethodNotAllowed(GatewayError):
     status, type, code = 405, "invalid_request_error", "method_not_allowed"
+
+
+class RequestTimeout(GatewayError):
+    status, type, code = 408, "invalid_request_error", "request_timeout"
 
 
 class Conflict(GatewayError):

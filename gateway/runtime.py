@@ -39,6 +39,14 @@ class Ledger(Protocol):
     def end(self, record: UsageRecord) -> None: ...
 
 
+class Known(Protocol):
+    """What credentials are judged by: `LiveTables`."""
+
+    @property
+    def applied(self) -> int:
+        """Another number after each change that is put in force."""
+
+
 class Clock:
     """Coarse time, moved forward by the edge's ticker: cheap to read, at most one tick old. Also the Date header of the second."""
 
@@ -108,6 +116,7 @@ class Relay:
     """What the data plane works with. `table` is the only member that is exchanged: a new revision is a new table."""
 
     authenticator: Authenticates
+    known: Known
     limiter: Limiter
     ledger: Ledger
     meter: Metering
@@ -118,6 +127,7 @@ class Relay:
     max_answer_bytes: int
     cors_origins: frozenset[bytes]
     default_models: tuple[str, ...] = ()  # embedding, chat: for tokenize and detokenize without a model
+    timeout_body_s: float = 600.0  # of a whole request body; 0 = none
     max_held_bytes: int = 512_000_000  # request bodies held in memory by this process at once
     held_bytes: int = 0
     draining: bool = False

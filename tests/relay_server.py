@@ -45,6 +45,19 @@ class Keys:
 
     def __init__(self) -> None:
         self._records: dict[bytes, KeyRecord] = {}
+        self.applied = 0
+
+    def change(self, text: str, **members: Any) -> None:
+        """Of this key's principal; none: the key is revoked."""
+        self.applied += 1
+        record = self._records.pop(digest(text))
+        if members:
+            self._records[record.digest] = replace(record, principal=replace(record.principal, **members))
+
+    def expire(self, text: str, at: float) -> None:
+        """From then on (Unix seconds) this key is over, without a change."""
+        record = self._records[digest(text)]
+        self._records[record.digest] = replace(record, expires_at=at)
 
     def issue(self, limits: Limits = Limits(), models: tuple[str, ...] = ("*",), scopes: frozenset[str] = frozenset({"inference"})) -> str:  # noqa: B008  # frozen
         key_id, text = mint()
@@ -154,6 +167,7 @@ async def relay_server(*routes: Route, **settings: Any) -> AsyncIterator[RelaySe
     keys, ledger = Keys(), MemoryLedger()
     fields: dict[str, Any] = {
         "authenticator": Authenticator(keys, AccessTokens(b"k" * 32)),
+        "known": keys,
         "limiter": own_limiter(),
         "ledger": ledger,
         "meter": Meter(make_metrics(CollectorRegistry())),

@@ -20,6 +20,7 @@ import urllib.parse
 from collections import deque
 from email.utils import formatdate
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
 import httptools
@@ -27,7 +28,16 @@ import structlog
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from gateway.errors import BodyTooLarge, GatewayError, HeadersTooLarge, InternalError, InvalidRequest, Overloaded, UnsupportedEncoding
+from gateway.errors import (
+    BodyTooLarge,
+    GatewayError,
+    HeadersTooLarge,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    RequestTimeout,
+    UnsupportedEncoding,
+)
 from gateway.relay.flow import Flow
 from gateway.relay.operations import CONTROL, ROUTES, Operation
 from gateway.wire import heads
@@ -41,7 +51,7 @@ MAX_HEAD_BYTES = 32 * 1024
 MAX_HEADERS = 100
 KEEP_ALIVE_S = 75.0
 HEAD_S = 30.0  # from the first byte of a head to its end
-BODY_S = 60.0  # between two reads of a body
+BODY_S = 60.0  # between two reads of a body; for the whole of it there is `Relay.timeout_body_s`
 DISCARD_S = 2.0  # how long the rest of a refused body is read and dropped before the connection is closed
 DISCARD_BYTES = 1_000_000  # a refused body up to this is read to its end, so that the connection can be kept
 MAX_WAITING_BYTES = 1_000_000  # of a body whose request waits behind a running one: its credential has not been looked at
@@ -66,6 +76,7 @@ class Request:
     __slots__ = (
         "body",
         "body_bytes",
+        "body_due_s",
         "client_request_id",
         "complete",
         "content_length",
@@ -103,6 +114,7 @@ class Request:
     def __init__(self) -> None:
         self.body: list[bytes] = []
         self.body_bytes = 0
+        self.body_due_s = 0.0  # when the whole of it must be here, from its turn on; infinity = whenever
         self.raw_bytes = 0  # of the reads that lay wholly within its body
         self.held_bytes = 0
         self.opened = False  # its turn has come
@@ -281,7 +293,7 @@ class Edge(HttpToolsProtocol):
         request.held_bytes += len(body)
         relay.held_bytes += len(body)
         if flow is not None:
-            self.deadline_s = relay.clock.now_s + BODY_S
+            self._await_body(request)
             if request.body_bytes > relay.max_body_bytes:
                 request.keep_alive = False
                 flow.refuse(flow.body_too_large())
@@ -313,10 +325,15 @@ class Edge(HttpToolsProtocol):
     def _open(self, request: Request) -> None:
         """The request's turn has come."""
         request.opened = True
+        total_s = self.relay.timeout_body_s
+        request.body_due_s = self.relay.clock.now_s + total_s if total_s else inf
         cycle = request.cycle
         if cycle is not None:
             self.cycle = cycle
-            self.deadline_s = 0.0 if request.complete else self.relay.clock.now_s + BODY_S
+            if request.complete:
+                self.deadline_s = 0.0
+            else:
+                self._await_body(request)
             self._start_asgi_task(cycle, self.app)
             return
         flow = request.flow = Flow(self.relay, self, request)
@@ -326,9 +343,33 @@ class Edge(HttpToolsProtocol):
         flow.open()
         if flow.over:
             return
-        self.deadline_s = time.monotonic() + BODY_S
+        self._await_body(request)
         if request.expects_continue and not request.complete:
             self.transport.write(heads.CONTINUE)
+
+    def _await_body(self, request: Request) -> None:
+        """More of the body is to come: within `BODY_S`, and all of it by `body_due_s`.
+
+        The whole has a fixed time, not a least rate: who means ill keeps to any rate that an honest slow line can, and would hold more and
+        more memory for longer and longer; with a fixed time both are bounded. For the largest body it is a least rate all the same, and a
+        small one is not held to it. It needs no timer: the deadline of the connection is the earlier of the two.
+        """
+        due_s = self.relay.clock.now_s + BODY_S
+        self.deadline_s = due_s if due_s < request.body_due_s else request.body_due_s
+
+    def _body_late(self, request: Request) -> None:
+        """The rest of the body does not come, or not in time: say so, and close."""
+        request.keep_alive = False
+        error = RequestTimeout("The body of the request did not come in time; send the request again, on a new connection.")
+        flow, cycle = request.flow, request.cycle
+        if flow is not None:
+            flow.refuse(error)
+        elif cycle is not None and not cycle.response_started:
+            cycle.disconnected = True  # whatever the application says now goes nowhere
+            cycle.message_event.set()
+            self._refuse_unread(error)
+        else:
+            self.transport.abort()
 
     def _body_complete(self, request: Request) -> None:
         flow = request.flow
@@ -464,6 +505,10 @@ class Edge(HttpToolsProtocol):
         if self._queue:  # an answer is under way: anything written now would land inside it
             self.transport.abort()
             return
+        self._refuse_unread(error)
+
+    def _refuse_unread(self, error: GatewayError) -> None:
+        """Refuse what no flow stands for, and close."""
         lines, body = heads.error_answer(error)
         request_id = b"x-request-id: " + next(self.relay.ids).encode() + b"\r\n"
         head = heads.STATUS_LINES[error.status] + self.relay.clock.date_line + lines + request_id + heads.CLOSE
@@ -530,14 +575,21 @@ class Edge(HttpToolsProtocol):
         """The ticker found the deadline passed."""
         self.deadline_s = 0.0
         request = self._queue[0] if self._queue else None
-        if request is not None and request.flow is not None and request.complete and not request.flow.over:
+        answered = request is None or self._discarding or (request.flow is not None and request.flow.over)
+        if request is not None and request.flow is not None and request.complete and not answered:
             request.flow.on_deadline()
+            return
+        late = request if request is not None and request.opened and not request.complete and not answered else None
+        if late is not None and late.body_due_s <= self.relay.clock.now_s:
+            self._body_late(late)
             return
         unsent = self._count_unsent()
         if unsent and (not self._unsent_bytes or unsent < self._unsent_bytes):  # the client still takes what was written
             self._unsent_bytes = unsent
             self.deadline_s = self.relay.clock.now_s + KEEP_ALIVE_S
-        elif unsent or self._queue:  # a head or a body that does not come, the rest of a refused one, an answer that is not taken
+        elif late is not None:
+            self._body_late(late)
+        elif unsent or self._queue:  # a head that does not come, the rest of a refused body, an answer that is not taken
             self.transport.abort()
         else:  # idle too long
             self.transport.close()
@@ -560,7 +612,7 @@ class Edge(HttpToolsProtocol):
             self.transport.abort()
             return
         if request.opened:
-            self.deadline_s = self.relay.clock.now_s + BODY_S
+            self._await_body(request)
         if not cycle.response_complete:
             cycle.body += body
             if len(cycle.body) > HIGH_WATER_LIMIT:

@@ -2,8 +2,9 @@
 
 The eight stops:
 
-    1 credential   headers -> Principal, before any body is read                     `open`
+    1 credential   headers -> Principal, before any body is read                     `open`, `_identify`
     2 body         up to the cap, a slot to run in, one peek at what we act on       `run`, `_admit`
+                   the credential once more, if there was time for it to change      `start`
     3 model        known, and allowed for this caller                                `_admit`
     4 reserve      requests, tokens, concurrency, budget in one step; BEGIN          `_admit`
     5 order        what is healthy, in the policy's order                            `_order`
@@ -75,6 +76,7 @@ logger = structlog.get_logger(__name__)
 
 _NO_CREDENTIAL = "No valid API key was given. Send it as 'Authorization: Bearer YOUR_KEY'."
 _STORE_AWAY = "The gateway cannot look up this credential now, for its database does not answer; try again shortly."
+_LATE_S = 1.0  # after this a credential is judged again though nothing changed: what ends by itself (a key, a token) may have ended
 _MOST_FALLBACKS = 4  # of one request: a chain of models longer than this is a mistake
 
 
@@ -89,6 +91,8 @@ class Flow:
         "_deadlines",
         "_fallbacks",
         "_in_attempt",
+        "_judged_by",
+        "_judged_s",
         "_limited",
         "_peek",
         "_permit",
@@ -153,16 +157,26 @@ class Flow:
     def open(self) -> None:
         """The head is complete: who is it, and may a body follow?"""
         request, relay = self.request, self.relay
+        if not self._identify():
+            return
+        if request.content_length > relay.max_body_bytes:
+            self.refuse(self.body_too_large())
+        elif request.content_length > 0 and relay.held_bytes + request.content_length > relay.max_held_bytes:
+            self.refuse(self.too_much_held())
+
+    def _identify(self) -> bool:
+        """Who is it, and may they come in? False: refused, and over."""
+        relay = self.relay
+        self._principal = None
+        self._judged_by = relay.known.applied
+        self._judged_s = relay.clock.now_s
         try:
-            self._principal = principal = relay.authenticator.authenticate(credential_of(request.headers), time.time())
+            self._principal = principal = relay.authenticator.authenticate(credential_of(self.request.headers), time.time())
             if principal.networks is not None and not principal.may_come_from(self._address()):
                 raise Forbidden("This key may not be used from this address.")
             if "inference" not in principal.scopes:
                 raise Forbidden("This credential does not have the scope 'inference'.")
-            if request.content_length > relay.max_body_bytes:
-                raise self.body_too_large()
-            if request.content_length > 0 and relay.held_bytes + request.content_length > relay.max_held_bytes:
-                raise self.too_much_held()
+            return True
         except StoreAway as error:
             self.refuse(Unavailable(_STORE_AWAY, code="store_unavailable", retry_after_s=error.retry_after_s), error.reason)
         except AuthError as error:
@@ -171,6 +185,12 @@ class Flow:
             self.refuse(error)
         except Exception:
             self.bug()
+        return False
+
+    def _outdated(self) -> bool:
+        """Has anything been put in force since the credential was judged, or time gone by? A body may take long, and so may a slot."""
+        relay = self.relay
+        return relay.known.applied != self._judged_by or relay.clock.now_s - self._judged_s > _LATE_S
 
     def _address(self) -> str:
         """Where the request comes from, behind the proxies that are trusted."""
@@ -212,6 +232,8 @@ class Flow:
 
     def start(self) -> None:
         """All that the request is decided by is here."""
+        if self._outdated() and not self._identify():
+            return
         try:
             self._admit()
             self._try()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 
 import orjson
 import pytest
 
+from auth.address import parse_networks
 from auth.authenticator import Authenticator
-from auth.principal import Limits
+from auth.principal import Limits, Principal
 from auth.tokens import AccessTokens
+from gateway.limits.slots import Slots
 from gateway.relay import edge as edge_module
 from tests.faults import scripts
 from tests.faults.client import Answer, Client
@@ -385,15 +388,21 @@ async def test_small_chunks_are_no_attack() -> None:
 
 async def _times_out(stage: Scene, client: Client) -> None:
     """Every connection has a clock; when it runs out, the connection is closed."""
-    await until(lambda: len(stage.server.edges) == 1)
-    (edge,) = stage.server.edges
-    await until(lambda: edge.deadline_s)
-    edge.deadline_s = 1e-9
+    await _run_out(stage)
     try:
         await client.rest()
     except ConnectionError:
         pass
+    client.close()
     await until(lambda: not stage.server.edges)
+
+
+async def _run_out(stage: Scene) -> None:
+    """The clock of the only connection runs out."""
+    await until(lambda: len(stage.server.edges) == 1)
+    (edge,) = stage.server.edges
+    await until(lambda: edge.deadline_s)
+    edge.deadline_s = 1e-9
 
 
 @pytest.mark.parametrize(
@@ -415,12 +424,167 @@ async def test_every_connection_that_waits_for_its_client_has_a_clock(data: byte
         await _times_out(stage, client)
 
 
-async def test_a_body_that_stops_has_a_clock() -> None:
+async def told_late(client: Client) -> Answer:
+    """The body took too long: 408, and the end of the connection."""
+    answer = await client.answer()
+    assert answer.status == 408, answer
+    assert answer.headers["connection"] == "close"
+    assert answer.headers["x-request-id"].startswith("req-")
+    assert "did not come in time" in answer.json["error"]["message"]
+    assert await client.rest() == b""
+    return answer
+
+
+@pytest.mark.parametrize("path", [CHAT_PATH, "/asgi"])
+async def test_a_body_that_stops_has_a_clock(path: str) -> None:
     async with scene(well_behaved()) as stage:
         client = await stage.connect()
-        client.send(head(stage, "content-length: 50") + b"{")
+        client.send(head(stage, "content-length: 50", path=path) + b"{")
         await asyncio.sleep(0.02)
-        await _times_out(stage, client)
+        await _run_out(stage)
+        assert (await told_late(client)).code == "request_timeout"
+        assert stage.server.relay.held_bytes == 0
+        client.close()
+        await until(lambda: not stage.server.edges)
+        assert not stage.server.ledger.begun
+
+
+@pytest.mark.parametrize("path", [CHAT_PATH, "/v1/messages", "/asgi"])
+@pytest.mark.parametrize("how", ["content-length: 500", "transfer-encoding: chunked"])
+async def test_a_body_that_trickles_has_a_clock_too(path: str, how: str) -> None:
+    """Each read comes soon after the one before; all of them never come."""
+    async with scene(well_behaved(), timeout_body_s=0.3) as stage:
+        client = await stage.connect()
+        client.send(head(stage, how, path=path))
+        answer = asyncio.create_task(told_late(client))
+        while not answer.done():
+            client.send(b"1\r\nx\r\n" if "chunked" in how else b"x")
+            await asyncio.sleep(0.02)
+        said = (await answer).json
+        assert said["error"]["type"] == "invalid_request_error"
+        assert ("type" in said) == (path == "/v1/messages"), "in the shape of its protocol"
+        assert stage.server.relay.held_bytes == 0
+        client.close()
+        await until(lambda: not stage.server.edges)
+        assert not stage.up.seen
+        assert not stage.server.ledger.begun
+
+
+async def test_a_late_body_waits_for_nobody_who_reads_an_earlier_answer() -> None:
+    async with scene(well_behaved(), timeout_body_s=0.3) as stage:
+        client = await stage.connect()
+        client.send(stage.request(CHAT) + head(stage, "content-length: 50") + b"{")
+        assert (await client.answer()).status == 200
+        await told_late(client)
+
+
+async def test_a_body_within_its_time_is_served_and_the_next_has_a_time_of_its_own() -> None:
+    async with scene(well_behaved(), timeout_body_s=0.5) as stage:
+        client = await stage.connect()
+        for number in range(1, 4):
+            client.send(stage.request(CHAT)[:-5])
+            await asyncio.sleep(0.25)
+            client.send(BODY[-5:])
+            assert (await client.answer()).status == 200, number
+
+
+async def test_no_time_for_bodies_is_no_limit() -> None:
+    async with scene(well_behaved(), timeout_body_s=0.0) as stage:
+        client = await stage.connect()
+        client.send(stage.request(CHAT)[:-5])
+        await until(lambda: len(stage.server.edges) == 1)
+        (edge,) = stage.server.edges
+        await asyncio.sleep(0.3)
+        assert edge.deadline_s > stage.server.relay.clock.now_s + 50, "the one between two reads"
+        client.send(BODY[-5:])
+        assert (await client.answer()).status == 200
+
+
+async def test_the_rest_of_what_asgi_has_answered_has_a_clock_that_it_does_not_wind() -> None:
+    async with scene(well_behaved(), timeout_body_s=0.3) as stage:
+        client = await stage.connect()
+        client.send(b"POST /nothing HTTP/1.1\r\nhost: x\r\ncontent-length: 500\r\n\r\n")
+        assert (await client.answer()).status == 404
+        async with asyncio.timeout(5):
+            while stage.server.edges:
+                client.send(b"x")
+                await asyncio.sleep(0.02)
+
+
+# 2: what changes while a body is on its way
+
+
+CHANGES: dict[str, tuple[dict[str, object], int, str]] = {
+    "revoked": ({}, 401, "invalid_api_key"),
+    "no inference": ({"scopes": frozenset({"usage"})}, 403, "permission_denied"),
+    "elsewhere": ({"networks": parse_networks(["192.0.2.0/24"])}, 403, "permission_denied"),
+    "other models": ({"models": ("x",), "_allows": Principal.compile_globs(("x",))}, 404, "model_not_found"),
+    "a limit": ({"limits": Limits(tpm=1)}, 429, "rate_limit_exceeded"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+async def test_a_credential_is_judged_as_it_is_when_the_body_is_there(what: str) -> None:
+    members, status, code = CHANGES[what]
+    async with scene(well_behaved()) as stage:
+        client = await stage.connect()
+        client.send(stage.request(CHAT)[:-5])
+        await until(lambda: stage.server.relay.held_bytes)
+        stage.server.keys.change(stage.key, **members)
+        client.send(BODY[-5:])
+        answer = await client.answer()
+        assert (answer.status, answer.code) == (status, code)
+        assert stage.server.relay.held_bytes == 0
+        assert not stage.up.seen
+        assert not stage.server.ledger.begun
+        client.send(stage.request(CHAT))  # the connection is in step, and the answer no different where the head finds out
+        again = await client.answer()
+        assert (again.status, again.body) == (answer.status, answer.body)
+        assert again.headers.keys() == answer.headers.keys()
+
+
+async def test_a_change_of_others_changes_nothing() -> None:
+    async with scene(well_behaved()) as stage:
+        other = stage.server.keys.issue()
+        client = await stage.connect()
+        client.send(stage.request(CHAT)[:-5])
+        await until(lambda: stage.server.relay.held_bytes)
+        stage.server.keys.change(other)
+        client.send(BODY[-5:])
+        assert (await client.answer()).status == 200
+
+
+async def test_what_ends_by_itself_has_ended_when_a_late_body_is_there() -> None:
+    """Nothing is put in force when a key expires."""
+    async with scene(well_behaved()) as stage:
+        stage.server.keys.expire(stage.key, time.time() + 0.5)
+        client = await stage.connect()
+        client.send(stage.request(CHAT)[:-5])
+        await asyncio.sleep(1.3)
+        client.send(BODY[-5:])
+        assert (await client.answer()).code == "invalid_api_key"
+        assert not stage.server.ledger.begun
+
+
+async def test_who_waits_for_a_slot_is_judged_when_there_is_one() -> None:
+    gate = asyncio.Event()
+
+    async def script(wire: Wire, seen: Seen) -> None:
+        await gate.wait()
+        await wire.answer(chat_answer("up"))
+
+    async with scene(script, slots=Slots(1, 5.0)) as stage:
+        first = await stage.connect()
+        first.send(stage.request(CHAT, key=stage.server.key))
+        await stage.up.request()
+        second = await stage.send(CHAT)
+        await until(lambda: stage.server.relay.slots.waiting)
+        stage.server.keys.change(stage.key)
+        gate.set()
+        assert (await first.answer()).status == 200
+        assert (await second.answer()).code == "invalid_api_key"
+        assert len(stage.up.seen) == len(stage.server.ledger.begun) == 1
+        assert (stage.server.relay.slots.running, stage.server.relay.slots.waiting) == (0, 0)
 
 
 async def test_an_idle_connection_has_a_clock_that_empty_lines_do_not_wind() -> None:

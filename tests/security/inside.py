@@ -72,6 +72,12 @@ class Inside:
         while self.services.live.applied < self.services.generation.change:  # another task applies it, and tells nobody
             await asyncio.sleep(0.002)
 
+    async def held(self, size_bytes: int) -> None:
+        """Until the relay holds as much of bodies that are on their way."""
+        async with asyncio.timeout(10):
+            while self.services.relay.held_bytes < size_bytes:
+                await asyncio.sleep(0.002)
+
 
 def settings_of(home: Path, **more: str) -> Settings:
     return Settings(GATEWAY_HOME=str(home), GATEWAY_ADMIN_PASSWORD=PASSWORD, **more)  # type: ignore[call-arg, arg-type]  # by alias

@@ -28,6 +28,7 @@ ROWS = {
     "supply chain",
     "our own stack",
     "our own promise: the store may be away",
+    "our own promise: what is taken away is gone",
 }
 
 

@@ -45,6 +45,25 @@ async def test_bodies_are_bounded(own: Inside, tmp_path: Any, prepared_home: Any
         assert (await http.post("/auth/login", content=b" " * 100_000)).status_code == 413
 
 
+@pytest.mark.parametrize("path", [CHAT, "/auth/login"])
+async def test_a_body_has_a_time_in_all(tmp_path: Any, prepared_home: Any, path: str) -> None:
+    """However soon each read comes after the one before."""
+    async with inside(tmp_path / "short", prepared_home, GATEWAY_TIMEOUT_BODY_S="0.3") as short:
+        reader, writer = await asyncio.open_connection("127.0.0.1", short.port)
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {await short.key('k')}\r\ncontent-length: 900\r\n\r\n"
+        writer.write(head.encode())
+        line = asyncio.create_task(reader.readline())
+        for _ in range(100):
+            writer.write(b" ")
+            await asyncio.sleep(0.02)
+            if line.done():
+                break
+        writer.close()
+        assert line.done(), "100 reads in 2 s, and it waits for more"
+        assert (await line).startswith(b"HTTP/1.1 408 ")
+        assert short.services.relay.held_bytes == 0
+
+
 async def test_a_compressed_body_is_not_unpacked(own: Inside) -> None:
     bomb = gzip.compress(b"0" * 10_000_000)
     async with own.client(await own.key("k")) as http:

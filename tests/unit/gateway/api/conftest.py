@@ -103,6 +103,7 @@ def make_control(db: Database, generation: Generation, live: LiveTables, folder:
     meter = Meter(make_metrics(CollectorRegistry()))
     relay = Relay(
         authenticator=Authenticator(live, TOKENS),
+        known=live,
         limiter=own_limiter(),
         ledger=SegmentWriter(folder / "ledger"),
         meter=meter,
