@@ -64,7 +64,7 @@ class Principal:
 
     `key_id` is None for a login token. `limit_id` names the buckets that its requests are counted in (the key id, else the user id).
     `models` are globs over route ids; ("*",) = all. `team_id`: of the user, None where they are of no team. `networks`: where the key may
-    be used from; None = anywhere.
+    be used from; None = anywhere. `token_epoch`: the one that the login was begun under; None: a key, or a login of somebody else's.
     """
 
     user_id: str
@@ -77,6 +77,7 @@ class Principal:
     _allows: re.Pattern[str] | None = field(default=None, compare=False, repr=False)
     team_id: str | None = None
     networks: Networks | None = None
+    token_epoch: int | None = None
 
     @staticmethod
     def compile_globs(globs: tuple[str, ...]) -> re.Pattern[str] | None:

@@ -33,6 +33,7 @@ class AuditOut(BaseModel):
     at: datetime
     actor_user_id: str | None = Field(description="null: whoever holds the machine.")
     actor_email: str | None = Field(None, description="As it is now.", examples=["dana@example.com"])
+    actor_key_id: str | None = Field(None, description="The key that was used; null: a login, or no user.", examples=["k3v9x0q2m7ab"])
     via: str = Field(description="cli, api, file or init.", examples=["api"])
     address: str | None
     action: str = Field(examples=["revoke"])
@@ -46,8 +47,8 @@ class AuditOut(BaseModel):
 async def wanted_of(
     entity: Annotated[str, Query(max_length=50, pattern=_NO_NUL, description="user, team, key, revision, secret ...")] = "",
     entity_id: Annotated[str, Query(max_length=300, pattern=_NO_NUL)] = "",
-    action: Annotated[str, Query(max_length=50, pattern=_NO_NUL, description="create, revoke, set_role, login ...")] = "",
-    actor: Annotated[str, Query(max_length=254, pattern=_NO_NUL, description="User id or e-mail.")] = "",
+    action: Annotated[str, Query(max_length=50, pattern=_NO_NUL, description="create, revoke, set_role, login, logout ...")] = "",
+    actor: Annotated[str, Query(max_length=254, pattern=_NO_NUL, description="User id, e-mail or key id.")] = "",
     q: Annotated[str, Query(max_length=100, pattern=_NO_NUL, description="Part of what, whom or where; at least 3 characters.")] = "",
     since: Annotated[str, Query(max_length=60, description="A duration back from now (7d) or an RFC 3339 time.", examples=["7d"])] = "",
     until: Annotated[str, Query(max_length=60, description="As `since`; before that time.")] = "",

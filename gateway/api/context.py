@@ -33,7 +33,15 @@ async def principal_of(request: Request) -> Principal:
 async def actor_of(request: Request) -> Actor:
     """The caller as the author of a change. What they may is looked up again inside the change."""
     principal: Principal = request.state.principal
-    return Actor(principal.user_id, "api", address_of(request) or None, principal.scopes, login=principal.key_id is None)
+    return Actor(
+        principal.user_id,
+        "api",
+        address_of(request) or None,
+        principal.scopes,
+        login=principal.key_id is None,
+        key_id=principal.key_id,
+        epoch=principal.token_epoch,
+    )
 
 
 def address_of(request: Request) -> str:

@@ -111,7 +111,7 @@ async def logout(request: Request, control: TheControl, response: Response, own:
     text, from_cookie = _refresh_token(request, body or RefreshRequest())
     _require_own(own, from_cookie)
     if text is not None:
-        await control.login.logout(text)
+        await control.login.logout(text, address_of(request))
     response.delete_cookie(COOKIE, path="/auth", httponly=True, samesite="strict", secure=control.cookie_secure)
 
 

@@ -2,6 +2,9 @@
 
 An admin may change everything. A manager may change the members, viewers and services of the team that they are of, and what is theirs;
 whatever is of no concern to them does not exist for them (`NotFound`). Everybody else may change only what is their own.
+
+A credential gives no more than it carries, and what it carries is read again inside the change, as what its user may is: a key that was
+revoked, has run out or was narrowed meanwhile, and a login that has ended, change nothing any more.
 """
 
 from __future__ import annotations
@@ -12,11 +15,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from auth.address import parse_networks
 from auth.principal import SCOPES, Role
+from gateway.changes.bounds import REACH, bounds_of
 from gateway.errors import Forbidden, NotFound
-from gateway.store import changelog, trail, users
+from gateway.store import changelog, keys, trail, users
 from gateway.store.engine import Connection, Database
 from gateway.store.generation import Generation
+from gateway.store.keys import ApiKey
 from gateway.store.users import User
 
 MANAGEABLE = frozenset({Role.MEMBER, Role.VIEWER})
@@ -30,8 +36,9 @@ class Actor:
     """Who acts, and by which way.
 
     `via` api: `user_id` is given, and what they may is read from the database inside the change itself; `scopes`, if given, narrows
-    it to what their credential carries, and only a `login` (a token, not a key) manages a team. `via` cli, file, init: whoever holds
-    the machine, who may everything.
+    it to what their credential carries, and only a `login` (a token, not a key) manages a team. `key_id`: the key that was used;
+    `epoch`: the one that the login was begun under; both are looked at again too. `via` cli, file, init: whoever holds the machine, who
+    may everything.
     """
 
     user_id: str | None
@@ -39,6 +46,8 @@ class Actor:
     address: str | None = None
     scopes: frozenset[str] | None = None
     login: bool = False
+    key_id: str | None = None
+    epoch: int | None = None
 
     @property
     def label(self) -> str:
@@ -46,23 +55,49 @@ class Actor:
         return self.user_id or self.via
 
 
-class Change:
-    """One change under way. `conn`: its transaction; `now_s`: its time, Unix seconds; `holds`: the actor's scopes now.
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What an actor may now. `team_id`: of the team that they manage; "": none. `key`: the one that they act with; None: with none."""
 
-    `team_id`: the team that the actor manages; "": none.
-    """
-
-    def __init__(self, conn: Connection, actor: Actor, holds: frozenset[str], team_id: str = "") -> None:
-        self.conn = conn
-        self.actor = actor
-        self.holds = holds
-        self.team_id = team_id
-        self.now_s = time.time()
-        self.last_id = 0
+    holds: frozenset[str] = frozenset()
+    team_id: str = ""
+    key: ApiKey | None = None
 
     @property
     def by_admin(self) -> bool:
         return "admin" in self.holds
+
+    def manages(self, user: User) -> bool:
+        """May they change this user and the user's keys?"""
+        return self.by_admin or (bool(self.team_id) and user.team_id == self.team_id and user.role in MANAGEABLE)
+
+    @property
+    def whole(self) -> bool:
+        """Is no key in use, or one that is bound to no networks, models or end?"""
+        return self.key is None or not set(REACH) & set(bounds_of(self.key))
+
+
+class Change:
+    """One change under way. `conn`: its transaction; `now_s`: its time, Unix seconds; `rights`: the actor's now."""
+
+    def __init__(self, conn: Connection, actor: Actor, rights: Rights, now_s: float) -> None:
+        self.conn = conn
+        self.actor = actor
+        self.rights = rights
+        self.now_s = now_s
+        self.last_id = 0
+
+    @property
+    def by_admin(self) -> bool:
+        return self.rights.by_admin
+
+    @property
+    def holds(self) -> frozenset[str]:
+        return self.rights.holds
+
+    @property
+    def team_id(self) -> str:
+        return self.rights.team_id
 
     def sees(self, user: User) -> bool:
         """Does this user exist, as far as the actor is concerned?"""
@@ -70,7 +105,7 @@ class Change:
 
     def manages(self, user: User) -> bool:
         """May the actor change this user and the user's keys?"""
-        return self.by_admin or (bool(self.team_id) and user.team_id == self.team_id and user.role in MANAGEABLE)
+        return self.rights.manages(user)
 
     def is_self(self, user_id: str) -> bool:
         return bool(self.holds) and self.actor.user_id == user_id
@@ -83,6 +118,11 @@ class Change:
         """An admin, or the manager of a team."""
         if not self.by_admin and not self.team_id:
             raise Forbidden("Only an admin or the manager of a team may do this.")
+
+    def require_whole(self) -> None:
+        """Where somebody gets a login, or a higher role: a login is bound to nothing that a key can be bound to."""
+        if not self.rights.whole:
+            raise Forbidden("A key that is bound to networks, models or an expiry sets no passwords and makes nobody admin or manager.")
 
     def require_self_or_admin(self, user_id: str) -> None:
         if not self.by_admin and not self.is_self(user_id):
@@ -116,6 +156,7 @@ class Change:
             entity_id=entity_id,
             before=before,
             after=after,
+            actor_key_id=self.actor.key_id,
         )
         if log:
             self.last_id = await changelog.append(self.conn, entity, entity_id, self.actor.label, self.now_s)
@@ -126,23 +167,39 @@ async def change(db: Database, generation: Generation, actor: Actor) -> AsyncIte
     """The transaction of one change. Changes wait for each other, so what one has checked holds until it commits."""
     async with db.write() as conn:
         await changelog.lock(conn)
-        step = Change(conn, actor, *await _rights(conn, actor))
+        now_s = time.time()
+        step = Change(conn, actor, await rights_of(conn, actor, now_s), now_s)
         yield step
     if step.last_id:
         generation.set_change(step.last_id)
 
 
-async def _rights(conn: Connection, actor: Actor) -> tuple[frozenset[str], str]:
-    """(the scopes that the actor holds now, the team that they manage)."""
+async def rights_of(conn: Connection, actor: Actor, now_s: float) -> Rights:
+    """What this actor may now, of all that the database says."""
     if actor.via != "api":
-        return SCOPES, ""
+        return Rights(SCOPES)
     if actor.user_id is None:
-        return frozenset(), ""
+        return Rights()
     if actor.user_id.startswith(EXTERNAL):  # no row can be read: the token, verified for this very request, is all there is
-        return (actor.scopes or frozenset()) if actor.login else frozenset(), ""
+        return Rights((actor.scopes or frozenset()) if actor.login else frozenset())
     user = await users.by_id(conn, actor.user_id)
-    if user is None or not user.enabled:
-        return frozenset(), ""
+    if user is None or not user.enabled or actor.epoch not in (None, user.token_epoch):
+        return Rights()
     manages = user.role == Role.MANAGER and actor.login and not user.is_service
     holds = user.role.scopes if actor.scopes is None else user.role.scopes & actor.scopes
-    return holds, (user.team_id or "") if manages else ""
+    if actor.key_id is None:
+        return Rights(holds, (user.team_id or "") if manages else "")
+    key = await keys.by_id(conn, actor.key_id)
+    if key is None or not _in_force(key, actor, now_s):
+        return Rights()
+    return Rights(holds.intersection(key.scopes), key=key)
+
+
+def _in_force(key: ApiKey, actor: Actor, now_s: float) -> bool:
+    """May this actor use the key now, from where they are?"""
+    if key.user_id != actor.user_id or key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now_s):
+        return False
+    try:
+        return not key.networks or (actor.address or "") in parse_networks(key.networks)
+    except ValueError:  # no change writes such a thing
+        return False

@@ -2,6 +2,9 @@
 
 Admins change every key. Managers change those of their team's members, viewers and services, and their own. Everybody else sees, rotates
 and revokes their own, with a login: they neither make keys nor change limits, which would go round those that were set for them.
+
+What an admin has set of a key (`ApiKey.held`) managers only narrow, and so they do with their own keys. A key that acts gives no more than
+it carries: what it makes, changes or rotates is bound to its scopes, networks, models and expiry.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from auth.existing import beginning, unfit
 from auth.keys import digest, looks_like_key, mint
 from auth.principal import SCOPES, Limits
 from gateway.changes.actor import Actor, Change, change
+from gateway.changes.bounds import LIMITS, REACH, bounds_of, held_after, wider
 from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from gateway.limits.budget import MAX_PUSD, WINDOWS, format_budget
 from gateway.store import keys, users
@@ -31,7 +35,12 @@ _MAX_NAME_CHARS = 200
 _MAX_GLOBS = 100
 _MAX_GLOB_CHARS = 200
 _ENTITY = "key"
-_LIMITS = frozenset({"rpm", "tpm", "concurrency", "budget"})
+_LIMITS = frozenset(LIMITS)
+_WIDER = {
+    "models": "The key that you act with is for some models: this one would be for others.",
+    "networks": "The key that you act with is for some networks: this one would work outside them.",
+    "expires_at": "The key that you act with ends: this one would end later, or never.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +132,9 @@ async def rotate_key(db: Database, generation: Generation, actor: Actor, key_id:
         key, owner = await _known(step, key_id)
         if key.revoked_at is not None:
             raise Conflict("This key is revoked.")
-        if not step.is_self(owner.id):  # whoever rotates it learns the new text
+        if not (step.is_self(owner.id) and step.actor.login):  # whoever rotates it learns the new text
             _require_held(step, key.scopes)
+            _require_within(step, key, REACH)
         _, text = mint(key.id)
         if key.prefix is not None:  # an imported one: its new text begins as all others do
             key = replace(key, prefix=None)
@@ -152,6 +162,11 @@ async def update_key(db: Database, generation: Generation, actor: Actor, key_id:
         if after.scopes != key.scopes:
             _require_held(step, after.scopes)
             _require_of_role(owner, after.scopes)
+        _require_within(step, after, [name for name in REACH if getattr(after, name) != getattr(key, name)])
+        if step.by_admin:
+            after = replace(after, held=held_after(after, fields))
+        else:
+            _require_narrower(step, owner, key, after)
         if after != key:
             await keys.update_key(step.conn, after)
             await step.record("update", _ENTITY, key_id, shown(key), shown(after))
@@ -174,6 +189,7 @@ def shown(key: ApiKey) -> dict[str, Any]:
         "concurrency": limits.concurrency,
         "budget": format_budget(limits.budget) if limits.budget else None,
         "expires_at": key.expires_at,
+        "held": list(key.held),
         "revoked": key.revoked_at is not None,
     }
 
@@ -198,9 +214,10 @@ async def _granted(step: Change, key_id: str, grant: Grant) -> ApiKey:
         raise InvalidRequest("The expiry lies in the past.", param="expires_at")
     step.require_manager()
     _require_held(step, key.scopes)
+    _require_within(step, key, REACH)
     owner = await _owner(step, grant.owner_id)
     _require_of_role(owner, key.scopes)
-    return replace(key, user_id=owner.id)
+    return replace(key, user_id=owner.id, held=bounds_of(key) if step.by_admin else ())
 
 
 def _edited(key: ApiKey, fields: Mapping[str, Any]) -> ApiKey:
@@ -248,6 +265,22 @@ async def _known(step: Change, key_id: str) -> tuple[ApiKey, User]:
 def _require_held(step: Change, scopes: Sequence[str]) -> None:
     if not step.holds.issuperset(scopes):  # an admin's too: a key that carries less than the admin gives no more than it carries
         raise Forbidden("A key cannot have a scope that you do not hold.")
+
+
+def _require_within(step: Change, key: ApiKey, names: Sequence[str]) -> None:
+    """The key that acts, if one does, reaches as far in all of these."""
+    further = None if step.rights.key is None else wider(names, step.rights.key, key)
+    if further is not None:
+        raise Forbidden(_WIDER[further])
+
+
+def _require_narrower(step: Change, owner: User, key: ApiKey, after: ApiKey) -> None:
+    """What a manager may make of a key: what an admin has set, and all of their own keys, at most narrower."""
+    own = step.is_self(owner.id)
+    further = wider((*REACH, *LIMITS) if own else key.held, key, after)
+    if further is not None:
+        whose = "You may narrow your own keys, not widen them" if own else "An admin has set this: you may narrow it, not widen it"
+        raise Forbidden(f"{whose} ({further}).")
 
 
 def _require_of_role(owner: User, scopes: Sequence[str]) -> None:

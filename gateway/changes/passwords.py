@@ -2,6 +2,7 @@
 
 A link is good once, for a day, and only while the user is what they were when it was issued: a role, a team, a password or an end of all
 logins that came after makes it void. Else the manager who made a link for a member could use it on the admin that the member has become.
+Nor does it outlive the right of who issued it: they are judged again when it is used, as if they issued it then.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import time
 from dataclasses import dataclass, field
 
 from auth.throttle import customer
-from gateway.changes.actor import Actor, change
+from gateway.changes.actor import EXTERNAL, Actor, change, rights_of
 from gateway.errors import Conflict, InvalidRequest
 from gateway.store import login_addresses, password_links, tokens, users
 from gateway.store.engine import Connection, Database
 from gateway.store.generation import Generation
+from gateway.store.password_links import Issuer
 from gateway.store.users import User
 
 LIFETIME_S = 86_400.0
@@ -37,12 +39,14 @@ async def issue_password_link(db: Database, generation: Generation, actor: Actor
     """A new link for this user; the one before it is void. The present password goes on until the link is used."""
     async with change(db, generation, actor) as step:
         user = await step.managed(user_id)
+        step.require_whole()
         if user.is_service:
             raise Conflict("A service has no password: give it a key.")
         if not user.enabled:
             raise Conflict("This user is disabled: enable them first.")
         link = PasswordLink(user, f"{user.id}.{secrets.token_urlsafe(32)}", step.now_s + LIFETIME_S)
-        await password_links.put(step.conn, _digest(user, link.token), user.id, step.now_s, link.expires_at)
+        issuer = Issuer(actor.user_id, actor.key_id)
+        await password_links.put(step.conn, _digest(user, link.token), user.id, step.now_s, link.expires_at, issuer)
         await step.record("password_link", _ENTITY, user.id, None, {"expires_at": link.expires_at}, log=False)
         return link
 
@@ -74,9 +78,21 @@ async def _user(conn: Connection, token: str, now_s: float) -> User:
     user = await users.by_id(conn, token.partition(".")[0])
     if user is None or not user.enabled or user.is_service:
         raise InvalidRequest(_VOID, param="token")
-    if not await password_links.has(conn, _digest(user, token), user.id, now_s):
+    issuer = await password_links.issuer_of(conn, _digest(user, token), user.id, now_s)
+    if issuer is None or not await _stands(conn, issuer, user, now_s):
         raise InvalidRequest(_VOID, param="token")
     return user
+
+
+async def _stands(conn: Connection, issuer: Issuer, user: User, now_s: float) -> bool:
+    """May who issued the link still do so?"""
+    if issuer.user_id is None:  # whoever holds the machine
+        return True
+    if issuer.user_id.startswith(EXTERNAL):  # they have no row here: what their token said then is all that is known
+        return True
+    actor = Actor(issuer.user_id, "api", login=issuer.key_id is None, key_id=issuer.key_id)
+    rights = await rights_of(conn, actor, now_s)
+    return rights.whole and rights.manages(user)
 
 
 def _digest(user: User, token: str) -> bytes:

@@ -2,6 +2,8 @@
 
 A manager never chooses a password for somebody: who is a member today may be an admin tomorrow, with the password that the manager knows.
 For the same reason whoever is raised to manager or admin has to log in again. Managers issue links (see passwords.py).
+
+What an admin has set (`User.held`), a manager only narrows; whom an admin has disabled, only an admin enables.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 
 from auth.principal import Limits, Role
 from gateway.changes.actor import MANAGEABLE, Actor, Change, change
+from gateway.changes.bounds import DISABLED, bounds_of, held_after, wider
 from gateway.changes.limits import FIELDS as _LIMITS
 from gateway.changes.limits import check_limits, shown_limits
 from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound
@@ -48,6 +51,7 @@ async def create_user(
         wanted = _grantable(step, role)
         if password_hash is not None:
             step.require_admin()
+            step.require_whole()
         team_id = await _team_for(step, team)
         return await new_user(step, email, wanted, password_hash=password_hash, name=name, team_id=team_id, limits=limits)
 
@@ -119,6 +123,7 @@ async def reset_password(db: Database, generation: Generation, actor: Actor, use
     async with change(db, generation, actor) as step:
         if not (step.is_self(user_id) and actor.login):  # with a key nobody sets their password: who finds one could then log in
             step.require_admin()
+            step.require_whole()
         user = await step.seen(user_id)
         if user.is_service:
             raise Conflict("A service account never logs in: it has keys.")
@@ -161,7 +166,10 @@ async def _insert(
     if await users.by_email(step.conn, email) is not None:
         what = "service account with this name" if kind == Kind.SERVICE else "user with this e-mail address"
         raise Conflict(f"There is a {what} already.", param=param)
-    user = await users.create(step.conn, email, role, password_hash, step.now_s, kind=kind, name=name, team_id=team_id, limits=limits)
+    held = bounds_of(User("", email, role, 0, step.now_s, limits=limits)) if step.by_admin else ()
+    user = await users.create(
+        step.conn, email, role, password_hash, step.now_s, kind=kind, name=name, team_id=team_id, limits=limits, held=held
+    )
     await step.record("create", _ENTITY, user.id, None, _shown(user))
     return user
 
@@ -169,12 +177,20 @@ async def _insert(
 async def _describe(step: Change, user: User, fields: Mapping[str, Any]) -> User:
     limits = replace(user.limits, **{name: fields[name] for name in _LIMITS & fields.keys()})
     check_limits(limits)
-    name = _name(fields["name"]) if "name" in fields else user.name
-    if (name, limits) == (user.name, user.limits):
+    after = replace(user, name=_name(fields["name"]) if "name" in fields else user.name, limits=limits)
+    if step.by_admin:
+        after = replace(after, held=held_after(after, fields.keys() & _LIMITS))
+    elif further := wider(_held_limits(user), user, after):
+        raise Forbidden(f"An admin has set this: you may narrow it, not widen it ({further}).")
+    if after == user:
         return user
-    await users.set_name(step.conn, user.id, name)
-    await users.set_limits(step.conn, user.id, limits)
+    await users.set_name(step.conn, user.id, after.name)
+    await users.set_limits(step.conn, user.id, limits, after.held)
     return await _recorded(step, "update", user)
+
+
+def _held_limits(user: User) -> list[str]:
+    return [name for name in user.held if name in _LIMITS]
 
 
 async def _set_role(step: Change, user: User, role: Role | str) -> User:
@@ -203,12 +219,17 @@ async def _set_team(step: Change, user: User, team: str | None) -> User:
 
 
 async def _set_disabled(step: Change, user: User, disabled: bool) -> User:
-    if user.enabled != disabled:
+    was_held = DISABLED in user.held
+    held = disabled and (step.by_admin or was_held)
+    if (user.enabled, was_held) == (not disabled, held):
         return user
+    if was_held and not step.by_admin:
+        raise Forbidden("An admin has disabled this user: only an admin enables them again.")
     if disabled:
         await _keep_an_admin(step, user)
         await tokens.revoke_user(step.conn, user.id)
-    await users.set_disabled(step.conn, user.id, step.now_s if disabled else None)
+    names = {*user.held, DISABLED} if held else {*user.held} - {DISABLED}
+    await users.set_disabled(step.conn, user.id, (user.disabled_at or step.now_s) if disabled else None, tuple(sorted(names)))
     return await _recorded(step, "disable" if disabled else "enable", user)
 
 
@@ -234,6 +255,8 @@ def _grantable(step: Change, role: Role | str) -> Role:
         raise InvalidRequest(f"A role is one of {', '.join(Role)}.", param="role") from None
     if not step.by_admin and wanted not in MANAGEABLE:
         raise Forbidden(f"A manager may give the roles {' and '.join(sorted(MANAGEABLE))} only.")
+    if wanted not in MANAGEABLE:
+        step.require_whole()
     return wanted
 
 
@@ -263,4 +286,5 @@ def _shown(user: User) -> dict[str, Any]:
     """What is not set is left out."""
     more = {"kind": user.kind.value if user.is_service else None, "name": user.name, "team": user.team_id}
     shown = {"email": user.email, "role": user.role.value, "enabled": user.enabled}
-    return shown | {name: value for name, value in more.items() if value is not None} | shown_limits(user.limits)
+    held = {"held": list(user.held)} if user.held else {}
+    return shown | {name: value for name, value in more.items() if value is not None} | shown_limits(user.limits) | held

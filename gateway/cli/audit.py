@@ -26,7 +26,7 @@ app = typer.Typer(help="Who changed what, when and from where.", no_args_is_help
 
 Since = Annotated[str, typer.Option("--since", metavar="7d", help="From when: 90s, 1h, 7d or an RFC 3339 time. Without it: all.")]
 Until = Annotated[str, typer.Option("--until", metavar="1d", help="Before when: the same. Without it: now.")]
-Actor = Annotated[str, typer.Option("--actor", metavar="E", help="By whom: an e-mail or a user id.")]
+Actor = Annotated[str, typer.Option("--actor", metavar="E", help="By whom or with which key: an e-mail, a user id or a key id.")]
 Action = Annotated[str, typer.Option("--action", metavar="A", help="create, revoke, set_role, login ...")]
 Entity = Annotated[str, typer.Option("--entity", metavar="KIND", help="user, team, key, revision, secret ...")]
 EntityId = Annotated[str, typer.Option("--id", metavar="ID", help="Of which user, key ...")]
@@ -51,10 +51,7 @@ def list_entries(
     if as_json:
         show_json([asdict(entry) | {"at": rfc3339(entry.at)} for entry in found])
         return
-    rows = [
-        (e.id, rfc3339(e.at), e.actor_email or e.actor_user_id or e.via, e.address, e.action, e.entity, e.entity_id, _difference(e))
-        for e in found
-    ]
+    rows = [(e.id, rfc3339(e.at), _who(e), e.address, e.action, e.entity, e.entity_id, _difference(e)) for e in found]
     show_table(("id", "at", "who", "from", "action", "what", "which", "change"), rows, empty="Nothing was changed.")
 
 
@@ -183,6 +180,11 @@ def _anchor(text: str) -> tuple[int, str] | None:
     if not (number.isascii() and number.isdigit() and len(digest) == 64 and set(digest.lower()) <= set("0123456789abcdef")):
         raise typer.BadParameter("It is an entry's number, a colon and 64 hexadecimal digits.", param_hint="--anchor")
     return int(number), digest.lower()
+
+
+def _who(entry: AuditEntry) -> str:
+    who = entry.actor_email or entry.actor_user_id or entry.via
+    return who if entry.actor_key_id is None else f"{who} (key {entry.actor_key_id})"
 
 
 def _difference(entry: AuditEntry) -> str:

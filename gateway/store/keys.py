@@ -20,7 +20,7 @@ from gateway.store.users import holding as users_holding
 _K = api_keys.c
 _PLAIN = (
     "id", "user_id", "name", "models", "scopes", "created_at", "expires_at", "revoked_at", "description", "networks", "prefix",
-    "created_by",
+    "created_by", "held",
 )  # fmt: skip
 _SEARCHED_CHARS = 600  # at most 2,400 bytes: what PostgreSQL takes into an index
 _COLUMNS = tuple(_K[name] for name in (*_PLAIN, *_LIMITS))
@@ -33,7 +33,8 @@ class ApiKey:
     """One key without its text. Times are Unix seconds; `models` are globs over route ids.
 
     `networks`: CIDR; () = it may be used from anywhere. `prefix`: how the text of an imported key begins; None: it was minted here.
-    `created_by`: a user id, or the way ("cli", "init"); None: from before this was kept.
+    `created_by`: a user id, or the way ("cli", "init"); None: from before this was kept. `held`: what of it an admin has set: names of
+    models, networks, expires_at and the limits.
     """
 
     id: str
@@ -49,6 +50,7 @@ class ApiKey:
     networks: tuple[str, ...] = ()
     prefix: str | None = None
     created_by: str | None = None
+    held: tuple[str, ...] = ()
 
     @property
     def begins(self) -> str:

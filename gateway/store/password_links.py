@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -10,16 +12,27 @@ from gateway.store.tables import password_links
 _T = password_links.c
 
 
-async def put(conn: AsyncConnection, digest: bytes, user_id: str, now_s: float, expires_at: float) -> None:
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """Who issued a link: a user, and the key they did it with (None: a login). `user_id` None: whoever holds the machine."""
+
+    user_id: str | None = None
+    key_id: str | None = None
+
+
+async def put(conn: AsyncConnection, digest: bytes, user_id: str, now_s: float, expires_at: float, issuer: Issuer | None = None) -> None:
     """The user's one link: any before it is gone."""
     await delete_of(conn, user_id)
-    await conn.execute(insert(password_links).values(digest=digest, user_id=user_id, created_at=now_s, expires_at=expires_at))
+    issued = {"issued_by": issuer and issuer.user_id, "issued_with": issuer and issuer.key_id}
+    values = {"digest": digest, "user_id": user_id, "created_at": now_s, "expires_at": expires_at}
+    await conn.execute(insert(password_links).values(values | issued))
 
 
-async def has(conn: AsyncConnection, digest: bytes, user_id: str, now_s: float) -> bool:
-    """Is there such a link of this user that has not run out?"""
-    query = select(_T.user_id).where(_T.digest == digest, _T.user_id == user_id, _T.expires_at > now_s)
-    return (await conn.execute(query)).first() is not None
+async def issuer_of(conn: AsyncConnection, digest: bytes, user_id: str, now_s: float) -> Issuer | None:
+    """Who issued this link of this user; None: there is no such link, or it has run out."""
+    query = select(_T.issued_by, _T.issued_with).where(_T.digest == digest, _T.user_id == user_id, _T.expires_at > now_s)
+    row = (await conn.execute(query)).one_or_none()
+    return None if row is None else Issuer(*row)
 
 
 async def delete_of(conn: AsyncConnection, user_id: str) -> None:

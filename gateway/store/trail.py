@@ -18,7 +18,8 @@ from gateway.store.tables import audit, users
 
 _A = audit.c
 _BEFORE, _AFTER = type_coerce(_A.before, Text).label("before"), type_coerce(_A.after, Text).label("after")
-_FIELDS = (_A.id, _A.at, _A.actor_user_id, _A.via, _A.address, _A.action, _A.entity, _A.entity_id, _BEFORE, _AFTER, _A.hash)
+_WHO = (_A.actor_user_id, _A.actor_key_id, _A.via, _A.address)
+_FIELDS = (_A.id, _A.at, *_WHO, _A.action, _A.entity, _A.entity_id, _BEFORE, _AFTER, _A.hash)
 _ENTRIES = select(*_FIELDS, users.c.email.label("actor_email")).select_from(audit.outerjoin(users, users.c.id == _A.actor_user_id))
 _PAGE = 1000
 SEARCHED = 50_000
@@ -31,7 +32,8 @@ MIN_WORDS = 3
 class AuditEntry:
     """One change. `at`: Unix seconds; `via`: cli, api, file, init; `before` and `after`: what can be shown of the entity, or None.
 
-    `hash`: hex. `actor_email`: as it is now; no part of what is hashed.
+    `hash`: hex. `actor_key_id`: of the key that was used; None: a login, or no user at all. `actor_email`: as it is now; no part of what is
+    hashed.
     """
 
     id: int
@@ -45,12 +47,16 @@ class AuditEntry:
     before: Any = None
     after: Any = None
     hash: str = ""
+    actor_key_id: str | None = None
     actor_email: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which entries; empty: all. `actor`: user id or e-mail; `words`: a part of what, whom or where, in any case; times in Unix seconds."""
+    """Which entries; empty: all. `actor`: user id, e-mail or key id; `words`: a part of what, whom or where, in any case.
+
+    Times in Unix seconds.
+    """
 
     entity: str = ""
     entity_id: str = ""
@@ -76,6 +82,7 @@ async def append(
     entity_id: str,
     before: Any = None,
     after: Any = None,
+    actor_key_id: str | None = None,
 ) -> int:
     """Returns the entry's id. One after another: from here to the end of its transaction no other one can append.
 
@@ -84,7 +91,7 @@ async def append(
     head = await lock_head(conn)
     who = {"actor_user_id": actor_user_id, "via": via, "address": address}
     what = {"action": action, "entity": entity, "entity_id": entity_id, "before": _plain(before), "after": _plain(after)}
-    fields = {"id": head.id + 1, **who, **what}
+    fields = {"id": head.id + 1, **who, **what} | _if_set(actor_key_id)
     new = Head(head.id + 1, link(head.digest, fields | {"at": moment(at)}), head.count + 1)
     await conn.execute(insert(audit).values(**fields, at=at, hash=new.digest))
     await write_head(conn, new)
@@ -158,7 +165,12 @@ def exported(entry: AuditEntry) -> dict[str, Any]:
 
 def _hashed(entry: AuditEntry) -> dict[str, Any]:
     names = ("action", "actor_user_id", "address", "after", "before", "entity", "entity_id", "id", "via")
-    return {name: getattr(entry, name) for name in names} | {"at": moment(entry.at)}
+    return {name: getattr(entry, name) for name in names} | {"at": moment(entry.at)} | _if_set(entry.actor_key_id)
+
+
+def _if_set(actor_key_id: str | None) -> dict[str, str]:
+    """Where there is none it is no part of what is hashed: entries from before it was kept have the hash that they had."""
+    return {} if actor_key_id is None else {"actor_key_id": actor_key_id}
 
 
 def _exported(row: Row[Any]) -> dict[str, Any] | None:
@@ -176,7 +188,7 @@ def _matching(wanted: Wanted) -> Select[Any]:
     if wanted.actor:
         # by its address too: an id says nothing to people
         known = select(users.c.id).where(users.c.email == wanted.actor.strip().lower())
-        query = query.where(or_(_A.actor_user_id == wanted.actor, _A.actor_user_id.in_(known)))
+        query = query.where(or_(_A.actor_user_id == wanted.actor, _A.actor_user_id.in_(known), _A.actor_key_id == wanted.actor))
     if wanted.words:
         query = query.where(or_(*_holding(wanted.words.lower())))
     if wanted.since_s is not None:
@@ -189,7 +201,10 @@ def _matching(wanted: Wanted) -> Select[Any]:
 def _holding(words: str) -> list[ColumnElement[bool]]:
     """`%` and `_` in them stand for themselves. In the JSON they stand as JSON writes them."""
     in_json = json.dumps(words, ensure_ascii=False)[1:-1]
-    plain = [func.lower(column).contains(words, autoescape=True) for column in (_A.action, _A.entity_id, _A.address, users.c.email)]
+    plain = [
+        func.lower(column).contains(words, autoescape=True)
+        for column in (_A.action, _A.entity_id, _A.address, _A.actor_key_id, users.c.email)
+    ]
     return plain + [func.lower(column).contains(in_json, autoescape=True) for column in (_BEFORE, _AFTER)]
 
 

@@ -18,7 +18,7 @@ from gateway.store.tables import users
 
 _U = users.c
 _COLUMNS = (
-    _U.id, _U.email, _U.role, _U.token_epoch, _U.created_at, _U.disabled_at, _U.kind, _U.name, _U.team_id, _U.last_login_at,
+    _U.id, _U.email, _U.role, _U.token_epoch, _U.created_at, _U.disabled_at, _U.kind, _U.name, _U.team_id, _U.last_login_at, _U.held,
     *(_U[name] for name in _LIMITS),
 )  # fmt: skip
 _ID = "usr_"  # no key id holds an underscore
@@ -37,7 +37,8 @@ class Kind(StrEnum):
 class User:
     """One person or service. Times are Unix seconds. The password's hash is never part of it.
 
-    `limits`: of what they do with a login token; keys have their own. `team_id` None: of no team.
+    `limits`: of what they do with a login token; keys have their own. `team_id` None: of no team. `held`: what of it an admin has set:
+    names of limits, and "disabled".
     """
 
     id: str
@@ -51,6 +52,7 @@ class User:
     team_id: str | None = None
     last_login_at: float | None = None
     limits: Limits = field(default_factory=Limits)
+    held: tuple[str, ...] = ()
 
     @property
     def enabled(self) -> bool:
@@ -81,12 +83,13 @@ async def create(
     name: str | None = None,
     team_id: str | None = None,
     limits: Limits | None = None,
+    held: tuple[str, ...] = (),
 ) -> User:
     """The caller has checked that the e-mail is free."""
     user_id, limits = f"{_ID}{secrets.token_hex(8)}", limits or Limits()
-    user = User(user_id, normalise_email(email), role, 0, now_s, kind=kind, name=name, team_id=team_id, limits=limits)
+    user = User(user_id, normalise_email(email), role, 0, now_s, kind=kind, name=name, team_id=team_id, limits=limits, held=held)
     values: dict[str, Any] = {"id": user.id, "email": user.email, "role": role.value, "token_epoch": 0, "created_at": now_s}
-    values |= {"kind": kind.value, "name": name, "team_id": team_id, "password_hash": password_hash, "disabled_at": None}
+    values |= {"kind": kind.value, "name": name, "team_id": team_id, "password_hash": password_hash, "disabled_at": None, "held": held}
     await conn.execute(insert(users).values(values | limit_values(limits)))
     return user
 
@@ -142,8 +145,8 @@ async def set_name(conn: AsyncConnection, user_id: str, name: str | None) -> Non
     await _update(conn, user_id, name=name)
 
 
-async def set_limits(conn: AsyncConnection, user_id: str, limits: Limits) -> None:
-    await _update(conn, user_id, **limit_values(limits))
+async def set_limits(conn: AsyncConnection, user_id: str, limits: Limits, held: tuple[str, ...]) -> None:
+    await _update(conn, user_id, **limit_values(limits), held=held)
 
 
 async def set_password(conn: AsyncConnection, user_id: str, new_hash: str) -> None:
@@ -161,9 +164,9 @@ async def end_logins(conn: AsyncConnection, user_id: str) -> None:
     await _update(conn, user_id, token_epoch=_U.token_epoch + 1)
 
 
-async def set_disabled(conn: AsyncConnection, user_id: str, disabled_at: float | None) -> None:
+async def set_disabled(conn: AsyncConnection, user_id: str, disabled_at: float | None, held: tuple[str, ...]) -> None:
     """Login tokens issued so far stop working, also after the user is enabled again."""
-    await _update(conn, user_id, disabled_at=disabled_at, token_epoch=_U.token_epoch + 1)
+    await _update(conn, user_id, disabled_at=disabled_at, held=held, token_epoch=_U.token_epoch + 1)
 
 
 async def set_last_login(conn: AsyncConnection, user_id: str, now_s: float) -> None:
@@ -205,5 +208,7 @@ def _user(row: Any) -> User | None:
 
 
 def _made(row: Any) -> User:
-    user_id, email, role, epoch, created_at, disabled_at, kind, name, team_id, last_login_at, *limits = row
-    return User(user_id, email, Role(role), epoch, created_at, disabled_at, Kind(kind), name, team_id, last_login_at, limits_of(*limits))
+    user_id, email, role, epoch, created_at, disabled_at, kind, name, team_id, last_login_at, held, *limits = row
+    return User(
+        user_id, email, Role(role), epoch, created_at, disabled_at, Kind(kind), name, team_id, last_login_at, limits_of(*limits), held
+    )

@@ -40,7 +40,7 @@ async def test_what_has_run_out_is_forgotten(tmp_path: Path) -> None:
             await asyncio.sleep(0.02)
     async with db.read() as conn:
         assert await tokens.find(conn, b"good") is not None
-        assert not await password_links.has(conn, b"link", admin.id, 0)
+        assert await password_links.issuer_of(conn, b"link", admin.id, 0) is None
         assert [await login_addresses.has(conn, admin.id, address) for address in ("long ago", "home")] == [False, True]
         assert len(await samples.read_range(conn, "new", 0, now_s + 1)) == 1
     os.kill(os.getpid(), signal.SIGTERM)
