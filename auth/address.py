@@ -22,9 +22,12 @@ Headers = Iterable[tuple[bytes, bytes]]
 _V4_IN_V6 = b"\x00" * 10 + b"\xff\xff"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Networks:
-    """A set of networks. `texts` are their normal forms ("10.0.0.0/8"), as given and in that order; equal sets of texts are equal."""
+    """A set of networks. `texts` are their normal forms ("10.0.0.0/8"), as given and in that order; equal sets of texts are equal.
+
+    Whoever keeps them for several keys may do so without keeping them alive.
+    """
 
     texts: tuple[str, ...] = ()
     # for each length of address in bytes: first and last addresses of disjoint ranges, in order

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -61,8 +62,9 @@ class LiveTables:
         self._keys_of: dict[str, set[str]] = {}  # by user id
         self._users: dict[str, UserRecord] = {}
         self._moving: dict[str, list[str]] = {}  # user id -> their keys whose records are older than the user's
-        self._patterns: dict[tuple[str, ...], re.Pattern[str] | None] = {}
-        self._networks: dict[tuple[str, ...], Networks | None] = {(): None}
+        # What several keys have is there once, and goes with the last of them.
+        self._patterns: WeakValueDictionary[tuple[str, ...], re.Pattern[str]] = WeakValueDictionary()
+        self._networks: WeakValueDictionary[tuple[str, ...], Networks] = WeakValueDictionary()
         self._turn = asyncio.Lock()  # two catch-ups at once could put an older entry over a newer one
 
     @classmethod
@@ -102,6 +104,11 @@ class LiveTables:
     def unfinished(self) -> bool:
         """Are there records still to be read again? What changed is in force all the same."""
         return bool(self._moving)
+
+    @property
+    def shared(self) -> int:
+        """How many lists of models and of networks are held, however many keys have them."""
+        return len(self._patterns) + len(self._networks)
 
     @property
     def away(self) -> bool:
@@ -248,23 +255,36 @@ class LiveTables:
             self._by_digest[digest] = KeyRecord(key_id, digest, principal, _earlier(expires_at, digest_end))
 
     def _pattern(self, globs: tuple[str, ...]) -> re.Pattern[str] | None:
-        if globs not in self._patterns:
-            self._patterns[globs] = Principal.compile_globs(globs)
-        return self._patterns[globs]
+        pattern = self._patterns.get(globs)
+        if pattern is None:
+            pattern = Principal.compile_globs(globs)
+            if pattern is not None:
+                self._patterns[globs] = pattern
+        return pattern
 
     def _network(self, texts: tuple[str, ...]) -> Networks | None:
-        if texts not in self._networks:
+        if not texts:
+            return None
+        networks = self._networks.get(texts)
+        if networks is None:
             try:
-                self._networks[texts] = parse_networks(texts)
+                networks = parse_networks(texts)
             except ValueError:  # no change writes such a thing: whoever did meant to restrict it
-                self._networks[texts] = Networks()
-        return self._networks[texts]
+                networks = Networks()
+            self._networks[texts] = networks
+        return networks
 
 
 def user_record(user: users.User) -> UserRecord:
     """What a login token of this user stands for."""
     principal = Principal(
-        user_id=user.id, role=user.role, scopes=user.role.scopes, limits=user.limits, limit_id=user.id, team_id=user.team_id
+        user_id=user.id,
+        role=user.role,
+        scopes=user.role.scopes,
+        limits=user.limits,
+        limit_id=user.id,
+        team_id=user.team_id,
+        token_epoch=user.token_epoch,
     )
     return UserRecord(user.id, user.email, user.role, principal, user.token_epoch)
 

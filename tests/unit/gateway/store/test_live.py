@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import time
 from pathlib import Path
 
@@ -243,6 +244,23 @@ async def test_networks_and_team_are_part_of_the_record(db: Database, generation
     await changes.update_key(db, generation, CLI, issued.id, {"networks": []})
     await live.catch_up(db)
     assert principal_of(live, issued).networks is None
+
+
+async def test_what_no_key_has_any_more_is_not_kept(db: Database, generation: Generation, issued: IssuedKey) -> None:
+    """Whoever may change one key could else fill the memory of every process with lists of networks and models."""
+    live = await LiveTables.load(db)
+    for n in range(20):
+        await changes.update_key(db, generation, CLI, issued.id, {"networks": [f"10.0.{n}.0/24"], "models": [f"model-{n}"]})
+        await live.catch_up(db)
+    principal = principal_of(live, issued)
+    assert (principal.may_come_from("10.0.19.7"), principal.may_use("model-19"), principal.may_use("model-18")) == (True, True, False)
+    same = await changes.create_key(db, generation, CLI, name="same", networks=["10.0.19.0/24"], models=["model-19"])
+    await live.catch_up(db)
+    assert principal_of(live, same).networks is principal.networks  # and what several have is there once
+    del principal
+    re.purge()  # the few hundred that the module keeps for itself
+    gc.collect()
+    assert live.shared == 2
 
 
 async def test_networks_that_cannot_be_read_let_nobody_in(db: Database, issued: IssuedKey) -> None:
