@@ -276,7 +276,7 @@ class Provider:
         source = claims if "email" in claims else more  # an e-mail counts with the word on it of the same source
         email, verified = source.get("email"), source.get("email_verified")
         trusted = verified is True or verified == "true" or (verified is None and self.config.trust_email)
-        if not isinstance(email, str) or not trusted or not 0 < len(email) <= _MAX_EMAIL_CHARS or not email.isprintable():
+        if not isinstance(email, str) or not trusted or not 0 < len(email) <= _MAX_EMAIL_CHARS or not _is_plain(email):
             email = None
         name = claims.get("name", more.get("name"))
         shown = name.strip()[:_MAX_NAME_CHARS] if isinstance(name, str) and name.isprintable() else ""
@@ -286,6 +286,11 @@ class Provider:
     def _role(self, claims: Mapping[str, Any]) -> Role | None:
         """The highest role that a value of the claim means; else the default."""
         return role_of(claims, self.config.role_claim, self.config.roles, self.config.default_role)
+
+
+def _is_plain(email: str) -> bool:
+    """Printable ASCII. Lowered, other letters may become somebody else's: the Kelvin sign is a "k" then."""
+    return email.isascii() and email.isprintable()
 
 
 def read_metadata(document: Mapping[str, Any], config: OidcConfig) -> Metadata:

@@ -144,6 +144,8 @@ async def new_user(
 ) -> User:
     """A person, within a change that has checked that its actor may. Raises `InvalidRequest`, `Conflict`."""
     email, limits = users.normalise_email(email), limits or Limits()
+    if not email.isascii():
+        raise InvalidRequest("An e-mail address consists of ASCII characters here: others could be taken for those of another.", param="email")
     if _EMAIL.fullmatch(email) is None:
         raise InvalidRequest("This is not an e-mail address.", param="email")
     if email.endswith(f"@{SERVICE_DOMAIN}"):

@@ -69,7 +69,9 @@ def is_user_id(text: str) -> bool:
 
 
 def normalise_email(email: str) -> str:
-    return email.strip().lower()
+    """Only what is ASCII is lowered and stripped. Of the rest two different addresses could become one: the Kelvin sign is a "k" then."""
+    email = email.strip(" \t\r\n")
+    return email.lower() if email.isascii() else email
 
 
 async def create(
@@ -186,7 +188,7 @@ async def first_admin(conn: AsyncConnection) -> User | None:
 
 def holding(conn: AsyncConnection, search: str) -> tuple[ColumnElement[bool], ...]:
     """Any of these: the words are in the e-mail or the name. Databases may lower ASCII alone: other letters are found as written."""
-    words, lowered = search.strip(), normalise_email(search)
+    words, lowered = search.strip(), search.strip().lower()
     return holds(conn, _U.email, lowered), holds(conn, func.lower(_U.name), lowered), holds(conn, _U.name, words)
 
 

@@ -253,6 +253,9 @@ async def test_who_says_that_it_names_itself_must(fake: FakeProvider) -> None:
         (["dana@example.com"], True, True, None),
         ("x" * 251 + "@y.z", True, True, None),
         ("", True, True, None),
+        (" Dana@Example.com ", True, False, "dana@example.com"),
+        ("\u212aim@example.com", True, True, None),  # lowered, it would be another: kim@example.com
+        ("\xa0dana@example.com", True, True, None),
         ("a\x00@example.com", True, True, None),  # no database takes it
     ],
 )

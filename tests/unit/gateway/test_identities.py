@@ -10,7 +10,7 @@ import pytest
 from auth.principal import Role
 from auth.provider import Identity
 from gateway.changes import Actor, admit_identity, create_service, create_user, disable_user, issue_login_code, take_login_code
-from gateway.errors import Forbidden
+from gateway.errors import Forbidden, InvalidRequest
 from gateway.store import changelog, identities, login_codes, tokens, trail, users
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
@@ -85,6 +85,32 @@ async def test_subjects_of_two_issuers_are_two(db: Database, generation: Generat
         await admit_identity(db, generation, NOBODY, elsewhere, link_by_email=False)
     other = await admit_identity(db, generation, NOBODY, replace(elsewhere, email="else@example.com"), link_by_email=False)
     assert one.id != other.id
+
+
+@pytest.mark.parametrize("email", ["\u212aim@example.com", "kim@\u212anut.example.com", "\xa0kim@knut.example.com", "kim@example.com\u3000"])
+async def test_an_email_that_becomes_another_by_lowering_it_opens_no_account(db: Database, generation: Generation, email: str) -> None:
+    """The Kelvin sign is a "k" once lowered, and more than a space is stripped: whoever has such an address has not the one it becomes."""
+    for known in ("kim@example.com", "kim@knut.example.com"):
+        await create_user(db, generation, INIT, email=known, role="admin")
+    assert email.strip().lower() in ("kim@example.com", "kim@knut.example.com")
+    with pytest.raises(Forbidden, match="vouch"):
+        await admit_identity(db, generation, NOBODY, replace(DANA, email=email), link_by_email=True)
+    async with db.read() as conn:
+        assert await identities.find(conn, DANA.issuer, DANA.subject) is None
+        assert await users.by_email(conn, email) is None
+        assert await users.by_email(conn, " Kim@EXAMPLE.com ") is not None
+    with pytest.raises(InvalidRequest) as refused:
+        await create_user(db, generation, INIT, email=email, role="member")
+    assert refused.value.param == "email"
+    assert "ASCII" in refused.value.message
+
+
+async def test_whose_address_is_not_ascii_already_goes_on(db: Database, generation: Generation) -> None:
+    """Made before such addresses were refused, and stored in lower case."""
+    async with db.write() as conn:
+        await users.create(conn, "zoë@example.com", Role.MEMBER, None, 1.0)
+        assert await users.by_email(conn, " zoë@example.com") is not None
+        assert await users.by_email(conn, "ZOË@example.com") is None
 
 
 @pytest.mark.parametrize("email", ["no address", "a@b c", "robot@service", "x@y@z", "a@"])
