@@ -18,7 +18,7 @@ from gateway.api.limits import shown as shown_limits
 from gateway.api.moments import moment, moment_or_none
 from gateway.api.paging import NO_NUL, After, Limit, Page, cut
 from gateway.api.reach import TheReach
-from gateway.changes import create_service, create_user, reset_password, update_user
+from gateway.changes import create_service, create_user, may_give_password, reset_password, update_user
 from gateway.errors import InvalidRequest, NotFound
 from gateway.runtime import Control
 from gateway.store import teams, users
@@ -125,7 +125,10 @@ async def get_user(control: TheControl, reach: TheReach, user_id: UserId) -> Use
 
 async def add_user(control: TheControl, by: By, body: UserIn) -> UserOut:
     """Create a user. A manager creates members and viewers of their own team, without a password: they get a link."""
-    password_hash = None if body.password is None else await control.passwords.hash(body.password, email=body.email)
+    password_hash = None
+    if body.password is not None:
+        await may_give_password(control.db, by)
+        password_hash = await control.passwords.hash(body.password, email=body.email)
     user = await create_user(
         control.db,
         control.generation,
@@ -161,8 +164,7 @@ async def set_password(control: TheControl, by: By, user_id: UserId, body: Passw
     """Set a user's password. All their logins end."""
     given = body.password if body else None
     password = given or secrets.token_urlsafe(12)
-    async with control.db.read() as conn:
-        user = await users.by_id(conn, user_id)
+    user = await may_give_password(control.db, by, user_id)
     password_hash = await control.passwords.hash(password, email=user.email if user else "")
     await reset_password(control.db, control.generation, by, user_id, password_hash=password_hash)
     await in_force(control)

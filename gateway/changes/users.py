@@ -9,12 +9,13 @@ What an admin has set (`User.held`), a manager only narrows; whom an admin has d
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from auth.principal import Limits, Role
-from gateway.changes.actor import MANAGEABLE, Actor, Change, change
+from gateway.changes.actor import MANAGEABLE, Actor, Change, change, rights_of
 from gateway.changes.bounds import DISABLED, bounds_of, held_after, wider
 from gateway.changes.limits import FIELDS as _LIMITS
 from gateway.changes.limits import check_limits, shown_limits
@@ -50,8 +51,7 @@ async def create_user(
     async with change(db, generation, actor) as step:
         wanted = _grantable(step, role)
         if password_hash is not None:
-            step.require_admin()
-            step.require_whole()
+            _require_password_right(step)
         team_id = await _team_for(step, team)
         return await new_user(step, email, wanted, password_hash=password_hash, name=name, team_id=team_id, limits=limits)
 
@@ -118,15 +118,23 @@ async def enable_user(db: Database, generation: Generation, actor: Actor, user_i
     return await update_user(db, generation, actor, user_id, {"disabled": False})
 
 
+async def may_give_password(db: Database, actor: Actor, user_id: str | None = None) -> User | None:
+    """Ask this before a password is hashed, which costs more than a refusal. The user with this id; None: a new one is to have it.
+
+    Raises what `create_user` with a password, or `reset_password`, would, as far as it is up to who asks for whom. They look again.
+    """
+    async with db.read() as conn:
+        now_s = time.time()
+        step = Change(conn, actor, await rights_of(conn, actor, now_s), now_s)
+        _require_password_right(step, user_id)
+        return None if user_id is None else await _with_password(step, user_id)
+
+
 async def reset_password(db: Database, generation: Generation, actor: Actor, user_id: str, *, password_hash: str) -> User:
     """A new password; every login of this user ends. By an admin, or by users themselves: to ask for their old one is the caller's part."""
     async with change(db, generation, actor) as step:
-        if not (step.is_self(user_id) and actor.login):  # with a key nobody sets their password: who finds one could then log in
-            step.require_admin()
-            step.require_whole()
-        user = await step.seen(user_id)
-        if user.is_service:
-            raise Conflict("A service account never logs in: it has keys.")
+        _require_password_right(step, user_id)
+        user = await _with_password(step, user_id)
         await users.set_password(step.conn, user_id, password_hash)
         await tokens.revoke_user(step.conn, user_id)
         return await _recorded(step, "reset_password", user)
@@ -145,7 +153,9 @@ async def new_user(
     """A person, within a change that has checked that its actor may. Raises `InvalidRequest`, `Conflict`."""
     email, limits = users.normalise_email(email), limits or Limits()
     if not email.isascii():
-        raise InvalidRequest("An e-mail address consists of ASCII characters here: others could be taken for those of another.", param="email")
+        raise InvalidRequest(
+            "An e-mail address consists of ASCII characters here: others could be taken for those of another.", param="email"
+        )
     if _EMAIL.fullmatch(email) is None:
         raise InvalidRequest("This is not an e-mail address.", param="email")
     if email.endswith(f"@{SERVICE_DOMAIN}"):
@@ -189,6 +199,20 @@ async def _describe(step: Change, user: User, fields: Mapping[str, Any]) -> User
     await users.set_name(step.conn, user.id, after.name)
     await users.set_limits(step.conn, user.id, limits, after.held)
     return await _recorded(step, "update", user)
+
+
+def _require_password_right(step: Change, user_id: str | None = None) -> None:
+    """`user_id`: whose password it is to be; None: a new user's."""
+    if user_id is None or not (step.is_self(user_id) and step.actor.login):  # with a key nobody sets their own: who finds it could log in
+        step.require_admin()
+        step.require_whole()
+
+
+async def _with_password(step: Change, user_id: str) -> User:
+    user = await step.seen(user_id)
+    if user.is_service:
+        raise Conflict("A service account never logs in: it has keys.")
+    return user
 
 
 def _held_limits(user: User) -> list[str]:

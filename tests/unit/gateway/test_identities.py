@@ -87,7 +87,9 @@ async def test_subjects_of_two_issuers_are_two(db: Database, generation: Generat
     assert one.id != other.id
 
 
-@pytest.mark.parametrize("email", ["\u212aim@example.com", "kim@\u212anut.example.com", "\xa0kim@knut.example.com", "kim@example.com\u3000"])
+@pytest.mark.parametrize(
+    "email", ["\u212aim@example.com", "kim@\u212anut.example.com", "\xa0kim@knut.example.com", "kim@example.com\u3000"]
+)
 async def test_an_email_that_becomes_another_by_lowering_it_opens_no_account(db: Database, generation: Generation, email: str) -> None:
     """The Kelvin sign is a "k" once lowered, and more than a space is stripped: whoever has such an address has not the one it becomes."""
     for known in ("kim@example.com", "kim@knut.example.com"):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import httpx
 import pytest
 
+from auth.passwords import Passwords
 from auth.principal import Role
+from gateway.api import create_api
 from gateway.changes import create_service, create_team, create_user
 from gateway.metering.record import UsageRecord
 from gateway.store import booking
 from gateway.store.users import User
-from tests.unit.gateway.api.conftest import INIT, PASSWORD, Plane
+from tests.unit.gateway.api.conftest import FAR, INIT, PASSWORD, Plane
 
 
 @pytest.fixture
@@ -120,6 +122,44 @@ class TestUsers:
             assert (await client.get("/auth/me")).status_code == 401
 
 
+class CountedPasswords(Passwords):
+    """How often a hash was asked for."""
+
+    asked = 0
+
+    async def hash(self, password: str, *, email: str = "") -> str:
+        self.asked += 1
+        return await super().hash(password, email=email)
+
+
+async def test_who_may_give_no_password_has_none_hashed(plane: Plane) -> None:
+    """A hash takes 20 ms of a core, and goes ahead of those who log in: only for whom it is of use."""
+    passwords = CountedPasswords(memory_kib=64, rounds=1)
+    app = create_api(replace(plane.control, passwords=passwords))
+    admin, member = plane.people[Role.ADMIN], plane.people[Role.MEMBER].id
+    service = await create_service(plane.control.db, plane.control.generation, INIT, name="robot")
+    bound = await plane.key("bound", admin, scopes=["admin"], networks=[FAR[0]])
+    new = {"email": "n@example.com", "password": PASSWORD}
+
+    async def status(credential: str, path: str, body: dict[str, Any]) -> int:
+        transport, headers = httpx.ASGITransport(app, client=FAR), {"authorization": f"Bearer {credential}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers) as client:
+            return (await client.post(path, json=body)).status_code
+
+    for role in (Role.MANAGER, Role.MEMBER):
+        assert await status(plane.token(role), "/admin/users", new) == 403
+        assert await status(plane.token(role), f"/admin/users/{member}/password", {}) == 403
+    assert await status(bound, "/admin/users", new) == 403
+    assert await status(bound, f"/admin/users/{member}/password", {}) == 403
+    assert await status(plane.token(Role.ADMIN), "/admin/users/usr_nobody/password", {}) == 404
+    assert await status(plane.token(Role.ADMIN), f"/admin/users/{service.id}/password", {}) == 409
+    assert passwords.asked == 0
+    assert await status(plane.token(Role.ADMIN), "/admin/users", new) == 201
+    assert await status(plane.keys["admin"], f"/admin/users/{member}/password", {}) == 200
+    assert passwords.asked == 2
+    passwords.close()
+
+
 class TestManager:
     async def test_sees_the_own_team_only(self, plane: Plane, manager: httpx.AsyncClient, stranger: User) -> None:
         assert await emails(manager) == ["manager@example.com", "member@example.com"]
@@ -182,7 +222,7 @@ class TestManager:
         people = (plane.people[Role.MEMBER], stranger, plane.people[Role.ADMIN])
         records = [UsageRecord(f"r{n}", time.time() - 60, "chat", None, user.id, "chat", 1, arm="a") for n, user in enumerate(people)]
         async with plane.control.db.write() as conn:
-            await booking.insert_usage(conn, [asdict(record) for record in records], "segment", 1)
+            await booking.insert_usage(conn, [asdict(record) | {"team_id": user.team_id} for record, user in zip(records, people, strict=True)], "segment", 1)
         for query in ("by=user", "by=model", "by=day", "by=arm", f"by=user&user={people[0].id}"):
             assert [line["requests"] for line in (await manager.get(f"/admin/usage?{query}")).json()["data"]] == [1], query
         assert (await manager.get("/admin/usage?by=user")).json()["data"][0]["user_id"] == people[0].id
