@@ -1,10 +1,11 @@
 """What people who are no admins can come to hold by any sequence of calls: a state machine over the real API, on a socket.
 
 A gang works together: it has the credentials of all its members, uses every credential that an answer hands it, and knows the id of
-everything. In one machine it is a member, a viewer and a service, in the other the manager of their team too. After every call the
-database is compared with what the gang may have changed, and every new credential is tried on what it must not open.
+everything. In one machine it is a member, a viewer and a service, in another the manager of their team too. After every call the
+database is compared with what the gang may have changed, and every new credential is tried on what it must not open. In the third machine
+it has found one key of an admin, which is bound to networks, a model and an expiry: that it may do much, but comes to hold nothing wider.
 
-    python -m tests.security.rights [STEPS]        10,000 if none are named: half of them for each gang
+    python -m tests.security.rights [STEPS]        10,000 if none are named: a third of them for each gang
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Coroutine
+import time
+from collections.abc import Coroutine, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,7 @@ from sqlalchemy import func, select
 
 from auth.principal import Limits, Role
 from gateway.changes import create_key, create_service, create_team
+from gateway.changes.bounds import DISABLED
 from gateway.keeper.ship import ship_once
 from gateway.store import tables
 from tests.security.inside import INIT, Inside, inside, prepared
@@ -45,9 +48,12 @@ _PEOPLE: dict[str, tuple[Role, str | None]] = {
     "hidden-manager": (Role.MANAGER, "hidden-team"),
     "hidden-member": (Role.MEMBER, "hidden-team"),
     "hidden-admin": (Role.ADMIN, None),
+    "careful-admin": (Role.ADMIN, None),
 }
 _LIMITS = Limits(rpm=500)
 _MAY = frozenset({"inference", "usage"})
+_FOUND_SCOPES = ("admin", "inference")  # of the key that somebody has found
+_FOUND_NETWORK = "127.0.0.0/8"
 _KEY = re.compile(r"sk-gw-[a-z0-9]{12}-[A-Za-z0-9]{43}")
 # What must not open, whatever the gang holds.
 _CLOSED = ("/admin/revisions", "/admin/audit", "/admin/secrets", "/admin/backends", "/admin/audit/export")
@@ -88,10 +94,17 @@ _USER_CHANGE = st.fixed_dictionaries(
     {},
     optional={"role": _ROLES, "team": st.sampled_from(["{team}", None]), "disabled": st.booleans(), "rpm": _COUNT, "name": st.just("x")},
 )
-_KEY_CHANGE = st.fixed_dictionaries(
-    {}, optional={"scopes": _SCOPES, "models": st.just(["*"]), "rpm": _COUNT, "expires": st.none(), "networks": st.just([])}
+_MODELS = st.sampled_from([["*"], ["m"], ["m", "other"], ["m*"]])
+_NETWORKS = st.sampled_from([[], ["127.0.0.1"], ["127.1.0.0/16"], ["0.0.0.0/0"]])
+_EXPIRES = st.sampled_from([None, "1h", "30d"])
+_REACH = {"models": _MODELS, "networks": _NETWORKS, "expires": _EXPIRES}
+_KEY_CHANGE = st.fixed_dictionaries({}, optional={"scopes": _SCOPES, "rpm": _COUNT} | _REACH)
+_WITHIN = st.fixed_dictionaries({"models": st.just(["m"]), "networks": st.just(["127.0.0.1"]), "expires": st.just("1h")})
+_NEW_KEY = st.builds(
+    lambda key, reach: key | reach,
+    st.fixed_dictionaries({"name": st.just("k"), "scopes": _SCOPES}, optional={"owner": st.just("{user}"), "rpm": _COUNT}),
+    st.one_of(_WITHIN, st.fixed_dictionaries({}, optional=_REACH)),
 )
-_NEW_KEY = st.fixed_dictionaries({"name": st.just("k"), "scopes": _SCOPES}, optional={"owner": st.just("{user}"), "rpm": _COUNT})
 _DOCUMENT = {"models": [{"id": "mine", "backends": [{"type": "echo"}]}]}
 # (method, path, body): `{user}`, `{key}`, `{team}`, `{link}` stand for one that is drawn.
 _CALLS = st.one_of(
@@ -166,6 +179,11 @@ async def build(home: Path) -> World:
         world.users["robot"] = (await create_service(db, generation, INIT, name="robot", team="ours")).id
         issued = await create_key(db, generation, INIT, name="robot-key", owner_id=world.users["robot"], scopes=["usage"], limits=_LIMITS)
         world.held["robot"] = issued.key
+        issued = await create_key(
+            db, generation, INIT, name="found", owner_id=world.users["careful-admin"], scopes=_FOUND_SCOPES, models=["m"],
+            networks=[_FOUND_NETWORK], expires_at=time.time() + 86_400,
+        )  # fmt: skip
+        world.held["found"] = issued.key
         world.keys = [text.split("-")[2] for text in world.held.values()]
     shutil.rmtree(home)
     home.with_name("building").rename(home)
@@ -202,6 +220,10 @@ class Gang(RuleBasedStateMachine):
         self._far |= {text.split("-")[2] for name, text in self.world.held.items() if name.startswith(_HIDDEN)}
         self._credentials: list[str] = []
         self._before = self._run(self._state())
+        self._begin()
+
+    def _begin(self) -> None:
+        """With the credentials of all members."""
         for name in self.members:
             record = self._own.services.live.user_by_id(self.world.users[name])
             assert record is not None
@@ -228,7 +250,7 @@ class Gang(RuleBasedStateMachine):
             "{key}": keys[one % len(keys)],
             "{team}": self._teams[0 if near else one % len(self._teams)],
         }
-        credentials = [text for text in self._credentials if text.startswith("eyJ") or not login]
+        credentials = [text for text in self._credentials if text.startswith("eyJ") or not login] or self._credentials
         for mark, value in chosen.items():
             path = path.replace(mark, value)
         if isinstance(body, dict):
@@ -258,10 +280,7 @@ class Gang(RuleBasedStateMachine):
         type(self).calls += 1
         type(self).granted += answer.is_success
         assert answer.status_code < 500, (method, path, answer.text)
-        assert _HIDDEN not in answer.text, (method, path, answer.text)
-        assert not any(id in answer.text for id in self._far), (method, path, answer.text)
-        if path.startswith(_CLOSED):
-            assert answer.status_code in (401, 403), (method, path, answer.text)
+        self._look(method, path, answer)
         for text in _KEY.findall(answer.text):
             self._hold(text)
             self._keys.append(text.split("-")[2])
@@ -270,6 +289,13 @@ class Gang(RuleBasedStateMachine):
         if method != "GET":
             self._run(self._check())
         return answer
+
+    def _look(self, method: str, path: str, answer: httpx.Response) -> None:
+        """What no answer may hold."""
+        assert _HIDDEN not in answer.text, (method, path, answer.text)
+        assert not any(id in answer.text for id in self._far), (method, path, answer.text)
+        if path.startswith(_CLOSED):
+            assert answer.status_code in (401, 403), (method, path, answer.text)
 
     def _hold(self, credential: str) -> None:
         """A new credential: whatever it is, it opens nothing that only admins have."""
@@ -280,8 +306,7 @@ class Gang(RuleBasedStateMachine):
 
     async def _check(self) -> None:
         now, before = await self._state(), self._before
-        for part in ("revisions", "secrets", "teams", "live"):
-            assert now[part] == before[part], part
+        self._check_rest(now, before)
         for user_id, user in now["users"].items():
             self._check_user(user, before["users"].get(user_id))
             if user_id not in self._users:
@@ -291,6 +316,10 @@ class Gang(RuleBasedStateMachine):
             self._check_key(key, before["keys"].get(key_id), now["users"])
         assert before["keys"].keys() <= now["keys"].keys()
         self._before = now
+
+    def _check_rest(self, now: dict[str, Any], before: dict[str, Any]) -> None:
+        for part in ("revisions", "secrets", "teams", "live"):
+            assert now[part] == before[part], part
 
     def _check_user(self, user: dict[str, Any], before: dict[str, Any] | None) -> None:
         manageable = self.managing and user["team_id"] == self.world.teams["ours"] and user["role"] in ("member", "viewer")
@@ -303,10 +332,15 @@ class Gang(RuleBasedStateMachine):
             return
         assert manageable, ("changed", user, before)
         assert before["role"] in ("member", "viewer")
-        assert not changed & {"team_id", "kind", "email", "id"}, changed
+        assert not changed & {"team_id", "kind", "email", "id", "held"}, changed
+        assert not _widened(before["held"], user, before), (user, before)
+        if DISABLED in before["held"]:
+            assert user["disabled_at"] is not None
 
     def _check_key(self, key: dict[str, Any], before: dict[str, Any] | None, people: dict[str, dict[str, Any]]) -> None:
-        """Members and viewers: rotate and revoke their own, nothing else. Managers: whatever, within their team and what they hold."""
+        """Members and viewers: rotate and revoke their own, nothing else. Managers: whatever, within their team, what they hold, and what
+        an admin has set; their own they do not widen.
+        """
         owner = people[key["user_id"]]
         theirs = key["user_id"] in {self.world.users[name] for name in self.members}
         managed = self.managing and owner["team_id"] == self.world.teams["ours"] and owner["role"] in ("member", "viewer")
@@ -323,6 +357,8 @@ class Gang(RuleBasedStateMachine):
         if key["scopes"] != before["scopes"]:
             assert set(key["scopes"]) <= _MAY, key
         assert key["user_id"] == before["user_id"]
+        assert key["held"] == before["held"]
+        assert not _widened(("rpm", "networks") if theirs else before["held"], key, before), (key, before)
 
     async def _state(self) -> dict[str, Any]:
         """All that decides rights, as it stands in the database."""
@@ -342,12 +378,61 @@ class Gang(RuleBasedStateMachine):
         return {"users": people, "keys": keys, "teams": teams, "live": live, **counts}
 
 
+def _widened(names: Iterable[str], now: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """Those of these in which somebody was given more: said anew, and more simply than the code under test says it."""
+    counts = [n for n in names if n in ("rpm", "tpm", "concurrency") and before[n] is not None and (now[n] is None or now[n] > before[n])]
+    return counts + [n for n in names if n == "networks" and before[n] and not now[n]]
+
+
 class MembersAndViewers(Gang):
     members = ("member", "viewer", "robot")
 
 
 class WithTheirManager(Gang):
     members = ("manager", "member", "viewer", "robot")
+
+
+class WithAFoundKey(Gang):
+    """The key is an admin's, and narrowed: whatever is done with it, no password is set, nobody raised, and no key learnt that is wider."""
+
+    members = ()
+
+    def _begin(self) -> None:
+        self._credentials.append(self.world.held["found"])
+        self._far = set()
+
+    def _look(self, method: str, path: str, answer: httpx.Response) -> None:
+        if path.endswith("/password-link"):
+            assert not answer.is_success, answer.text
+
+    def _hold(self, credential: str) -> None:
+        self._credentials.append(credential)
+
+    def _check_rest(self, now: dict[str, Any], before: dict[str, Any]) -> None:
+        """The scope admin is for these."""
+
+    def _check_user(self, user: dict[str, Any], before: dict[str, Any] | None) -> None:
+        if before is None:
+            assert user["password_hash"] is None, ("made", user)
+            assert user["role"] in ("member", "viewer"), ("made", user)
+            return
+        assert user["password_hash"] in (None, before["password_hash"]), ("password", user)
+        assert user["role"] in ("member", "viewer", before["role"]), ("raised", user, before)
+
+    def _check_key(self, key: dict[str, Any], before: dict[str, Any] | None, people: dict[str, dict[str, Any]]) -> None:
+        found = self._before["keys"][self.world.held["found"].split("-")[2]]
+        learnt = before is None or key["digests"] != before["digests"]
+        changed = {name for name in key if before is None or learnt or key[name] != before[name]}
+        if "models" in changed:
+            assert set(key["models"]) <= {"m"}, key
+        if "networks" in changed:
+            assert key["networks"], key
+            assert all(text.startswith("127.") for text in key["networks"]), key
+        if "expires_at" in changed:
+            assert key["expires_at"] is not None, key
+            assert key["expires_at"] <= found["expires_at"], key
+        if "scopes" in changed:
+            assert set(key["scopes"]) <= set(_FOUND_SCOPES), key
 
 
 def run(gang: type[Gang], steps: int, *, fixed: bool = True) -> tuple[int, int]:
@@ -382,8 +467,8 @@ def run(gang: type[Gang], steps: int, *, fixed: bool = True) -> tuple[int, int]:
 
 def main() -> None:
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
-    for gang in (MembersAndViewers, WithTheirManager):
-        calls, granted = run(gang, steps // 2, fixed=False)
+    for gang in (MembersAndViewers, WithTheirManager, WithAFoundKey):
+        calls, granted = run(gang, steps // 3, fixed=False)
         print(f"{gang.__name__}: {calls} calls, {granted} of them granted, no right gained")
 
 

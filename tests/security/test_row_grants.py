@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,13 +17,17 @@ from gateway.changes import (
     create_team,
     create_user,
     disable_user,
+    enable_user,
     ensure_admin,
+    issue_password_link,
+    password_link_user,
     reset_password,
     revoke_key,
     rollback,
     rotate_key,
     set_role,
     update_key,
+    update_user,
 )
 from gateway.changes.revisions import delete_secret, set_secret
 from gateway.errors import Conflict, Forbidden, GatewayError, InvalidRequest, NotFound
@@ -139,6 +145,120 @@ async def test_the_role_is_looked_up_when_the_change_is_made(own: Inside) -> Non
     with pytest.raises(GatewayError) as refused:
         await set_role(own.services.db, own.services.generation, me, admin.id, Role.ADMIN)
     assert refused.value.status in (403, 404)
+
+
+async def test_the_key_is_looked_up_when_the_change_is_made(own: Inside) -> None:
+    """Revoked, or narrowed, between the guard and the change: it changes nothing more."""
+    db, generation = own.services.db, own.services.generation
+    admin = await own.person("second", Role.ADMIN)
+    for end in (
+        lambda key: revoke_key(db, generation, INIT, key),
+        lambda key: update_key(db, generation, INIT, key, {"scopes": ["usage"]}),
+    ):
+        issued = await create_key(db, generation, INIT, name="acting", owner_id=admin.id, scopes=sorted(SCOPES))
+        me = replace(by(admin, login=False), key_id=issued.id)
+        assert await create_team(db, generation, me, name=f"before {issued.id}")
+        await end(issued.id)
+        with pytest.raises(Forbidden):
+            await create_team(db, generation, me, name=f"after {issued.id}")
+
+
+async def test_the_login_is_looked_up_when_the_change_is_made(own: Inside) -> None:
+    """All logins of the admin end between the guard and the change, as for one whose token was stolen."""
+    db, generation = own.services.db, own.services.generation
+    admin = await own.person("second", Role.ADMIN)
+    me = replace(by(admin), epoch=admin.token_epoch)
+    await reset_password(db, generation, INIT, admin.id, password_hash="new")
+    with pytest.raises(Forbidden):
+        await create_team(db, generation, me, name="after")
+
+
+async def test_who_acts_is_named_to_the_change_with_key_and_epoch(own: Inside) -> None:
+    """Through the API: the audit log names the key, and a token from before the last end of all logins is refused."""
+    admin = await own.person("second", Role.ADMIN)
+    key = await own.key("acting", admin, scopes=["admin"])
+    for credential, key_id in ((key, key.split("-")[2]), (await own.token(admin), None)):
+        async with own.client(credential) as http:
+            assert (await http.post("/admin/teams", json={"name": f"team of {key_id}"})).status_code == 201
+            entry = (await http.get("/admin/audit", params={"limit": 1})).json()["data"][0]
+            assert (entry["actor_user_id"], entry["actor_key_id"], entry["action"]) == (admin.id, key_id, "create")
+    record = own.services.live.user_by_id(admin.id)
+    assert record is not None
+    assert record.principal.token_epoch == record.token_epoch
+
+
+@pytest.mark.parametrize("bound", ["networks", "models", "expires_at"])
+async def test_a_narrowed_key_gives_no_more_than_it_carries(own: Inside, bound: str) -> None:
+    """Whoever finds an admin's key that works from one network only must not come to hold one that works from everywhere."""
+    db, generation = own.services.db, own.services.generation
+    admin, member = await own.person("second", Role.ADMIN), await own.person("member", Role.MEMBER)
+    values: dict[str, Any] = {"networks": ["127.0.0.1"], "models": ["m"], "expires_at": time.time() + 3600}
+    issued = await create_key(db, generation, INIT, name="found", owner_id=admin.id, scopes=sorted(SCOPES), **{bound: values[bound]})
+    me = replace(by(admin, login=False), key_id=issued.id)
+    wide = await create_key(db, generation, INIT, name="wide", owner_id=admin.id)
+    made = await create_key(db, generation, me, name="within", **values)
+    attempts = (
+        create_key(db, generation, me, name="k"),
+        create_key(db, generation, me, name="k", owner_id=member.id),
+        update_key(db, generation, me, issued.id, {"networks": [], "models": ["*"], "expires_at": None}),
+        update_key(db, generation, me, made.id, {"networks": [], "models": ["*"], "expires_at": None}),
+        rotate_key(db, generation, me, wide.id),
+    )
+    for attempt in attempts:
+        with pytest.raises(Forbidden):
+            await attempt
+
+
+async def test_a_narrowed_key_opens_no_login(own: Inside) -> None:
+    db, generation = own.services.db, own.services.generation
+    admin, member = await own.person("second", Role.ADMIN), await own.person("member", Role.MEMBER)
+    issued = await create_key(db, generation, INIT, name="found", owner_id=admin.id, scopes=sorted(SCOPES), networks=["127.0.0.1"])
+    me = replace(by(admin, login=False), key_id=issued.id)
+    for attempt in (
+        create_user(db, generation, me, email="new@example.com", role=Role.MEMBER, password_hash="x"),
+        create_user(db, generation, me, email="new@example.com", role=Role.ADMIN),
+        set_role(db, generation, me, member.id, Role.MANAGER),
+        reset_password(db, generation, me, admin.id, password_hash="x"),
+        issue_password_link(db, generation, me, admin.id),
+    ):
+        with pytest.raises(Forbidden):
+            await attempt
+
+
+async def test_what_an_admin_has_set_a_manager_does_not_widen(own: Inside) -> None:
+    db, generation = own.services.db, own.services.generation
+    team = (await create_team(db, generation, INIT, name="team")).id
+    manager, member = await own.person("manager", Role.MANAGER, team=team), await own.person("member", Role.MEMBER, team=team)
+    boss = by(manager, scopes=Role.MANAGER.scopes)
+    limits = Limits(rpm=5)
+    theirs = (await create_key(db, generation, INIT, name="k", owner_id=member.id, limits=limits, networks=["10.0.0.0/8"])).id
+    own_key = (await create_key(db, generation, INIT, name="k", owner_id=manager.id)).id
+    await update_key(db, generation, boss, own_key, {"rpm": 5})
+    for key_id, fields in ((theirs, {"rpm": None}), (theirs, {"networks": []}), (own_key, {"rpm": 6})):
+        with pytest.raises(Forbidden):
+            await update_key(db, generation, boss, key_id, fields)
+    await update_user(db, generation, INIT, member.id, {"rpm": 5})
+    with pytest.raises(Forbidden):
+        await update_user(db, generation, boss, member.id, {"rpm": 6})
+
+
+async def test_whom_an_admin_has_disabled_a_manager_does_not_enable(own: Inside) -> None:
+    db, generation = own.services.db, own.services.generation
+    team = (await create_team(db, generation, INIT, name="team")).id
+    manager, member = await own.person("manager", Role.MANAGER, team=team), await own.person("member", Role.MEMBER, team=team)
+    await disable_user(db, generation, INIT, member.id)
+    with pytest.raises(Forbidden):
+        await enable_user(db, generation, by(manager, scopes=Role.MANAGER.scopes), member.id)
+
+
+async def test_a_link_ends_with_the_right_of_who_issued_it(own: Inside) -> None:
+    db, generation = own.services.db, own.services.generation
+    issuer, member = await own.person("issuer", Role.ADMIN), await own.person("member", Role.MEMBER)
+    link = await issue_password_link(db, generation, by(issuer), member.id)
+    assert (await password_link_user(db, link.token)).id == member.id
+    await set_role(db, generation, INIT, issuer.id, Role.MEMBER)
+    with pytest.raises(InvalidRequest):
+        await password_link_user(db, link.token)
 
 
 async def test_what_belongs_to_another_is_as_unknown_as_what_does_not_exist(own: Inside) -> None:
