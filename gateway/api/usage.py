@@ -1,13 +1,19 @@
-"""`/v1/usage` (the caller's own) and `/admin/usage` (everybody's; of a manager: the team's), from the hourly roll-ups; by arm from rows."""
+"""`/v1/usage` (the caller's own) and `/admin/usage` (everybody's; of a manager: the team's), from roll-ups alone: as JSON in pages, or whole
+as CSV or JSON lines.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Query
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
 from gateway.api.context import Caller, TheControl
@@ -16,85 +22,132 @@ from gateway.api.paging import NO_NUL
 from gateway.api.reach import TheReach
 from gateway.errors import InvalidRequest
 from gateway.limits.budget import format_usd
+from gateway.runtime import Control
 from gateway.store import usage
-from gateway.store.engine import Connection
-from gateway.store.usage import UsageLine
+from gateway.store.usage import By, UsageLine, Wanted
 
-By = Literal["key", "model", "user", "day", "arm"]
+Format = Literal["json", "jsonl", "csv"]
 Since = Annotated[str, Query(max_length=60, description="A duration back from now (7d) or an RFC 3339 time; to the hour.", examples=["7d"])]
 Until = Annotated[str, Query(max_length=60, description="As `since`; absent: now.")]
-_NAMES = {"key": "key_id", "model": "model", "user": "user_id", "day": "day", "arm": "arm"}
+Only = Annotated[str, Query(max_length=200, pattern=NO_NUL)]
+NAMES = {
+    "key": "key_id", "model": "model", "user": "user_id", "team": "team_id", "day": "day", "hour": "hour", "backend": "backend",
+    "ending": "ending", "arm": "arm", "version": "revision",
+}  # fmt: skip
+COUNTED = ("requests", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost")
+_TYPES = {"csv": "text/csv", "jsonl": "application/x-ndjson"}
+_MOST = 1000
+_MOST_OF_MANY = 100  # keys and users, where nothing else is asked for
 
 
 class UsageOut(BaseModel):
-    """One group's totals. As asked for: `key_id` (null: login tokens), `model`, `user_id` or `day`; or `experiment` and `arm`."""
+    """One group's totals. Its first member says what it is, as asked for; an arm is two of them: `experiment` and `arm`."""
 
-    key_id: str | None = Field(None, examples=["k3v9x0q2m7ab"])
+    key_id: str | None = Field(None, description="null: login tokens.", examples=["k3v9x0q2m7ab"])
     model: str | None = Field(None, examples=["chat"])
     user_id: str | None = Field(None, examples=["usr_9f2c1a7be04d5566"])
+    team_id: str | None = Field(None, description="Of the user when it was used; null: of none.", examples=["team_09a1b2c3d4e5f607"])
+    backend: str | None = Field(None, description="null: none was reached.", examples=["vllm-1"])
+    ending: str | None = Field(None, examples=["success"])
+    revision: int | None = Field(None, description="The version of the routing table.", examples=[12])
     day: str | None = Field(None, examples=["2026-11-20"])
+    hour: str | None = Field(None, examples=["2026-11-20T13:00:00Z"])
     experiment: str | None = Field(None, description="The experiment, or the model whose canary it is.", examples=["summer"])
     arm: str | None = Field(None, examples=["candidate"])
     requests: int = Field(examples=[128])
     prompt_tokens: int = Field(examples=[20_480])
     completion_tokens: int = Field(examples=[9_011])
+    cached_tokens: int = Field(description="Part of the prompt tokens.", examples=[4_096])
+    reasoning_tokens: int = Field(description="Part of the completion tokens.", examples=[512])
     cost: str = Field(description="USD, exact.", examples=["0.0123"])
 
 
 class UsageReport(BaseModel):
+    """A page of lines, sorted by what they are of. `next` is given as `after` to get the following page; null: this was the last."""
+
     object: Literal["list"] = "list"
     by: By
     since: datetime
     until: datetime | None
     data: list[UsageOut]
+    next: str | None = None
+
+
+class Asked(BaseModel):
+    """What both reports are asked with."""
+
+    since_s: float
+    until_s: float | None
+    model: str
+    after: str
+    limit: int | None
+    format: Format
+
+
+async def asked_of(
+    request: Request,
+    since: Since = "30d",
+    until: Until = "",
+    model: Annotated[Only, Query(description="Only this model's.")] = "",
+    after: Annotated[str, Query(max_length=300, pattern=NO_NUL, description="`next` of the page before; empty for the first page.")] = "",
+    limit: Annotated[
+        int | None, Query(ge=1, le=_MOST, description="Lines per page; absent: 100 of keys and users, 1000 of others.")
+    ] = None,
+    format: Annotated[Format | None, Query(description="csv and jsonl: the whole report. Absent: as `Accept` says, else json.")] = None,
+) -> Asked:
+    """Raises `InvalidRequest`."""
+    start_s, end_s = window(since, until)
+    return Asked(since_s=start_s, until_s=end_s, model=model, after=after, limit=limit, format=format or _accepted(request))
+
+
+TheAsked = Annotated[Asked, Depends(asked_of)]
 
 
 async def own_usage(
     control: TheControl,
     caller: Caller,
-    by: Annotated[Literal["model", "day", "key", "arm"], Query()] = "model",
-    since: Since = "30d",
-    until: Until = "",
-) -> UsageReport:
+    asked: TheAsked,
+    by: Annotated[Literal["model", "day", "key", "arm", "hour", "backend", "ending", "version"], Query()] = "model",
+    key: Annotated[Only, Query(description="Only this key's (key id).")] = "",
+) -> Any:
     """Your own: a key sees what was used with it, a login what was used with all keys of the user."""
-    start_s, end_s = _window(since, until)
-    async with control.db.read() as conn:
-        lines = await _totals(conn, by, start_s, end_s, caller.user_id, caller.key_id or "")
-    return _report(by, start_s, end_s, lines)
+    if caller.key_id and key not in ("", caller.key_id):
+        return await _answer(control, by, asked, None)
+    return await _answer(control, by, asked, _wanted(asked, user_id=caller.user_id, key_id=caller.key_id or key))
 
 
 async def all_usage(
     control: TheControl,
     reach: TheReach,
+    asked: TheAsked,
     by: Annotated[By, Query()] = "key",
-    since: Since = "30d",
-    until: Until = "",
-    user: Annotated[str, Query(max_length=100, pattern=NO_NUL, description="Only this user's (user id).")] = "",
-    key: Annotated[str, Query(max_length=100, pattern=NO_NUL, description="Only this key's (key id).")] = "",
-) -> UsageReport:
-    """Everybody's; a manager sees what those used who are of their team now."""
-    start_s, end_s = _window(since, until)
-    async with control.db.read() as conn:
-        lines = await _totals(conn, by, start_s, end_s, user, key, reach.team_id)
-    return _report(by, start_s, end_s, lines)
+    user: Annotated[Only, Query(description="Only this user's (user id).")] = "",
+    key: Annotated[Only, Query(description="Only this key's (key id).")] = "",
+    team: Annotated[Only, Query(description="Only what was used while its user was of this team (team id).")] = "",
+) -> Any:
+    """Everybody's; a manager sees what was used by who was of their team then."""
+    if reach.team_id is not None and team not in ("", reach.team_id):
+        return await _answer(control, by, asked, None)
+    team_id = (team or None) if reach.team_id is None else reach.team_id
+    return await _answer(control, by, asked, _wanted(asked, user_id=user, key_id=key, team_id=team_id))
 
 
 def add_routes(app: FastAPI) -> None:
     """Register them."""
-    options: dict[str, Any] = {"methods": ["GET"], "response_model": UsageReport, "response_model_exclude_unset": True, "tags": ["usage"]}
+    content = {_TYPES["csv"]: {"schema": {"type": "string"}}, _TYPES["jsonl"]: {"schema": {"type": "string"}}}
+    options: dict[str, Any] = {
+        "methods": ["GET"],
+        "response_model": UsageReport,
+        "response_model_exclude_unset": True,
+        "responses": {200: {"content": content}},
+        "tags": ["usage"],
+    }
     app.add_api_route("/v1/usage", own_usage, **options)
     app.add_api_route("/admin/usage", all_usage, **options)
 
 
-async def _totals(
-    conn: Connection, by: By, since_s: float, until_s: float | None, user_id: str, key_id: str, team_id: str | None = None
-) -> list[UsageLine]:
-    if by == "arm":
-        return await usage.usage_by_arm(conn, since_s=since_s, until_s=until_s, user_id=user_id, key_id=key_id, team_id=team_id)
-    return await usage.usage_by(conn, by, since_s=since_s, until_s=until_s, user_id=user_id, key_id=key_id, team_id=team_id)
-
-
-def _window(since: str, until: str) -> tuple[float, float | None]:
+def window(since: str, until: str) -> tuple[float, float | None]:
+    """Unix seconds. Raises `InvalidRequest`."""
     now_s = time.time()
     start_s, end_s = max(0.0, before(since, now_s, "since")), before(until, now_s, "until") if until else None
     if end_s is not None and end_s <= start_s:
@@ -102,18 +155,71 @@ def _window(since: str, until: str) -> tuple[float, float | None]:
     return start_s, end_s
 
 
-def _report(by: By, start_s: float, end_s: float | None, lines: Sequence[UsageLine]) -> UsageReport:
-    return UsageReport(object="list", by=by, since=moment(start_s), until=moment_or_none(end_s), data=[_line(by, line) for line in lines])
+def _accepted(request: Request) -> Format:
+    accepted = request.headers.get("accept", "")
+    return next((name for name, kind in _TYPES.items() if kind in accepted), "json")  # type: ignore[return-value]  # the keys are formats
 
 
-def _line(by: str, line: UsageLine) -> UsageOut:
-    group: dict[str, Any] = {_NAMES[by]: line.group or None}
-    if by == "arm":
-        group["experiment"] = line.experiment
-    return UsageOut(
-        **group,
-        requests=line.requests,
-        prompt_tokens=line.prompt_tokens,
-        completion_tokens=line.completion_tokens,
-        cost=format_usd(line.cost_pusd),
+def _wanted(asked: Asked, **who: Any) -> Wanted:
+    return Wanted(asked.since_s, asked.until_s, model=asked.model, **who)
+
+
+async def _answer(control: Control, by: By, asked: Asked, wanted: Wanted | None) -> Any:
+    """`wanted` None: nothing that the caller may see."""
+    limit = asked.limit or (_MOST_OF_MANY if by in ("key", "user") and asked.format == "json" else _MOST)
+
+    async def page(after: str) -> tuple[list[UsageLine], str | None]:
+        if wanted is None:
+            return [], None
+        async with control.db.read() as conn:
+            try:
+                return await usage.report(conn, by, wanted, after=after, limit=limit)
+            except ValueError:
+                raise InvalidRequest("'after' is not the 'next' of a page.", param="after") from None
+
+    lines, following = await page(asked.after)
+    if asked.format == "json":
+        start, end = moment(asked.since_s), moment_or_none(asked.until_s)
+        return UsageReport(
+            object="list", by=by, since=start, until=end, data=[UsageOut(**fields(by, line)) for line in lines], next=following
+        )
+    headers = {"content-disposition": f'attachment; filename="usage-by-{by}.{asked.format}"'}
+    return StreamingResponse(_written(by, asked.format, lines, following, page), media_type=_TYPES[asked.format], headers=headers)
+
+
+async def _written(by: By, form: str, lines: Sequence[UsageLine], following: str | None, page: Callable[[str], Any]) -> AsyncIterator[str]:
+    """Page by page: no transaction is open while a slow client reads."""
+    write = as_csv if form == "csv" else as_json_lines
+    yield write(by, lines, True)
+    while following is not None:
+        lines, following = await page(following)
+        yield write(by, lines, False)
+
+
+def fields(by: str, line: UsageLine) -> dict[str, Any]:
+    """A line by name, what it is of first. Money: a decimal string in USD."""
+    first: dict[str, Any] = {"experiment": line.experiment} if by == "arm" else {}
+    group: Any = int(line.group) if by == "version" else line.group or None
+    counts = (
+        line.requests,
+        line.prompt_tokens,
+        line.completion_tokens,
+        line.cached_tokens,
+        line.reasoning_tokens,
+        format_usd(line.cost_pusd),
     )
+    return first | {NAMES[by]: group} | dict(zip(COUNTED, counts, strict=True))
+
+
+def as_csv(by: str, lines: Iterable[UsageLine], headed: bool) -> str:
+    """RFC 4180, with a header if `headed`."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    if headed:
+        writer.writerow([*(["experiment"] if by == "arm" else []), NAMES[by], *COUNTED])
+    writer.writerows(fields(by, line).values() for line in lines)
+    return text.getvalue()
+
+
+def as_json_lines(by: str, lines: Iterable[UsageLine], _headed: bool = False) -> str:
+    return "".join(json.dumps(fields(by, line), ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines)

@@ -49,9 +49,11 @@ def export(since_text: Since = "") -> None:
     since_s = since(since_text, time.time()) if since_text else 0.0
 
     async def work(ctx: Context) -> None:
+        from gateway.store.requests import exported
+
         await settle_ledger(ctx)
         async for row in _rows(ctx, since_s):
-            show(json.dumps(_exported(row), ensure_ascii=False, separators=(",", ":")))
+            show(json.dumps(exported(row) | {"started_at": rfc3339(row["started_at"])}, ensure_ascii=False, separators=(",", ":")))
 
     in_context(work)
 
@@ -65,15 +67,15 @@ async def settle_ledger(ctx: Context) -> None:
 
 
 async def _totals(ctx: Context, by: Any, since_s: float) -> list[UsageLine]:
-    from gateway.store.usage import usage_by, usage_by_arm
+    from gateway.store.usage import Wanted, whole_report
 
     await settle_ledger(ctx)
     async with ctx.db.read() as conn:
-        return await (usage_by_arm(conn, since_s=since_s) if by == "arm" else usage_by(conn, by, since_s=since_s))
+        return await whole_report(conn, by, Wanted(since_s))
 
 
 async def _rows(ctx: Context, since_s: float) -> AsyncIterator[dict[str, Any]]:
-    from gateway.store.usage import rows_since
+    from gateway.store.requests import rows_since
 
     after = (0.0, "")
     while True:
@@ -97,18 +99,3 @@ def _fields(line: UsageLine, by: str) -> dict[str, Any]:
         "completion_tokens": line.completion_tokens,
         "cost": format_usd(line.cost_pusd),
     }
-
-
-def _exported(row: dict[str, Any]) -> dict[str, Any]:
-    """The fields of the export, in the order in which they are documented."""
-    from gateway.limits.budget import format_usd
-
-    first = ("request_id", "key_id", "user_id", "model", "backend", "revision", "operation", "attempts", "status", "ending")
-    counted = ("prompt_tokens", "completion_tokens", "token_source")
-    timed = ("duration_ms", "ttft_ms", "queue_ms", "connect_ms")
-    return (
-        {name: row[name] for name in (*first, *counted)}
-        | {"cost": format_usd(row["cost_pusd"]), "started_at": rfc3339(row["started_at"])}
-        | {name: None if row[name] is None else round(row[name], 3) for name in timed}
-        | {name: row[name] for name in ("client_request_id", "experiment", "arm")}
-    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from gateway.keeper.ship import ship_once
 from gateway.metering.ledger import SUFFIX, read_lines, written_bytes
 from gateway.store.engine import Database
-from gateway.store.usage import segment_offsets
+from gateway.store.segments import open_offsets
 
 _POLL_S = 0.05
 
@@ -37,7 +37,7 @@ def _segment_sizes(folder: Path) -> dict[Path, int]:
 async def _unshipped(db: Database, written: dict[Path, int]) -> bool:
     """Is there an ending in these parts of the segments that SQL does not have? (Beginnings alone are requests that still run.)"""
     async with db.read() as conn:
-        offsets = await segment_offsets(conn)
+        offsets = await open_offsets(conn)
     for path, size in written.items():
         start = offsets.get(path.name, 0)
         try:

@@ -10,18 +10,23 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import secrets
 from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from gateway.metering.ledger import SUFFIX, Lines, interrupted, sort_lines, writer_is_dead
 from gateway.metering.record import FIELDS
-from gateway.store import booking, usage
-from gateway.store.engine import Database
+from gateway.store import booking, segments
+from gateway.store.days import Days
+from gateway.store.engine import Connection, Database
 from gateway.store.key_uses import Uses
 
 BATCH_BYTES = 1_000_000
+ID_FILE = "id"
 _WIDTH, _KEY_AT, _STARTED_AT = len(FIELDS), FIELDS.index("key_id"), FIELDS.index("started_at")
 _LITTLE_BYTES = 65_536  # what a usual round finds
 
@@ -44,6 +49,8 @@ class Shipper:
         self._folder = folder
         self._segments: dict[str, _Segment] = {}
         self._uses = Uses()
+        self._days = Days()
+        self._id = ""
         self._lock_fd = os.open(folder / "shipper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def acquire(self) -> bool:
@@ -83,8 +90,8 @@ class Shipper:
                 lines = sort_lines(data)
                 offset = segment.offset + len(data)
                 if lines.values:
-                    async with self._db.write() as conn:
-                        ended += await booking.insert_values(conn, lines.values, name, offset)
+                    async with self._booking(lines.values) as conn:
+                        ended += await booking.insert_values(conn, _booked(lines.values), name, offset)
                     self._uses.note_all(lines.values[_KEY_AT::_WIDTH], lines.values[_STARTED_AT::_WIDTH])
                 self._take(segment, lines)
                 segment.offset = offset
@@ -94,8 +101,8 @@ class Shipper:
 
     async def _open(self, name: str) -> _Segment:
         """A segment seen for the first time by this process: shipped rows are skipped, open BEGINs are found again."""
-        async with self._db.read() as conn:
-            offset = (await usage.segment_offsets(conn)).get(name, 0)
+        async with self._db.write() as conn:
+            offset = await segments.see(conn, name, self._folder_id())
         segment = self._segments[name] = _Segment(self._folder / name, offset)
         if offset:
             with segment.path.open("rb") as file:
@@ -130,14 +137,45 @@ class Shipper:
         segment = self._segments[name]
         if segment.begun and not dead:
             return  # its process still runs those requests
-        async with self._db.write() as conn:
-            if segment.begun:
-                values = [value for begun in segment.begun.values() for value in interrupted(begun)]
-                await booking.insert_values(conn, values, name, segment.offset)
+        values = [value for begun in segment.begun.values() for value in interrupted(begun)]
+        async with self._booking(values) as conn:
+            if values:
+                await booking.insert_values(conn, _booked(values), name, segment.offset)
                 self._uses.note_all(values[_KEY_AT::_WIDTH], values[_STARTED_AT::_WIDTH])
-            await usage.forget_segment(conn, name)
+            await segments.finish(conn, name)
         segment.path.unlink(missing_ok=True)
         del self._segments[name]
+
+    @asynccontextmanager
+    async def _booking(self, values: list[Any]) -> AsyncIterator[Connection]:
+        """A transaction in which these rows can be booked: their days have tables."""
+        await self._days.ready(self._db, values[_STARTED_AT::_WIDTH])
+        try:
+            async with self._db.write() as conn:
+                yield conn
+        except BaseException:
+            self._days.forget()  # a table may have been dropped
+            raise
+
+    def _folder_id(self) -> str:
+        """Tells this folder from those of other hosts. Written once; whoever holds the lock may."""
+        if not self._id:
+            file = self._folder / ID_FILE
+            try:
+                self._id = file.read_text("ascii").strip()
+            except FileNotFoundError:
+                self._id = secrets.token_hex(8)
+                file.write_text(self._id, "ascii")
+        return self._id
+
+
+def _booked(values: list[Any]) -> list[Any]:
+    """For the columns that no record has yet: nothing."""
+    missing = len(booking.COLUMNS) - _WIDTH
+    if not missing:
+        return values
+    rows = (values[at : at + _WIDTH] + [None] * missing for at in range(0, len(values), _WIDTH))
+    return [value for row in rows for value in row]
 
 
 def _read(file: BinaryIO, offset: int) -> tuple[bytes, bool]:

@@ -1,4 +1,4 @@
-"""Booking: usage rows, what they add to the hourly roll-ups, and how far their ledger segment is shipped, in one transaction.
+"""Booking: raw rows, what they add to the roll-ups, and how far their ledger segment is shipped, in one transaction.
 
 Rows go to the drivers in bulk and past SQLAlchemy, whose own insert spends more time on a row than the database does. SQLite takes many
 rows in one statement (handing values over row by row costs as much as storing them), PostgreSQL one list for each column.
@@ -17,15 +17,15 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.store.tables import usage, usage_rollup
+from gateway.store import days
+from gateway.store.days import COLUMNS, DAY_S, day_table
+from gateway.store.rollups import USED, as_values, fold
+from gateway.store.rows import WIDTH, digest, normal
+from gateway.store.tables import usage_by_day, usage_by_hour, usage_of_each, usage_totals
 
-COLUMNS = tuple(usage.c.keys())
-COUNTERS = ("requests", "prompt_tokens", "completion_tokens", "cost_pusd")
-HOUR_S = 3600
-_WIDTH = len(COLUMNS)
+_STARTED_AT = COLUMNS.index("started_at")
 _VALUES_AT_ONCE = 900  # in one statement; any SQLite takes 999
 _CHUNK = 500
-_ROLLED_UP = ("started_at", "user_id", "key_id", "model", "backend", "ending", "prompt_tokens", "completion_tokens", "cost_pusd")
 _FORWARD = (  # a batch sent again must not turn the offset back
     'INSERT INTO ledger_segments (name, "offset", updated_at) VALUES ({}, {}, {}) ON CONFLICT (name) DO UPDATE '
     'SET "offset" = excluded."offset", updated_at = excluded.updated_at WHERE excluded."offset" > ledger_segments."offset"'
@@ -33,32 +33,70 @@ _FORWARD = (  # a batch sent again must not turn the offset back
 
 
 async def insert_usage(conn: AsyncConnection, rows: Sequence[Mapping[str, Any]], segment: str, offset: int) -> int:
-    """`insert_values` of rows by column name; a missing column is NULL."""
+    """`insert_values` of rows by column name (a missing column is NULL), and the tables they need."""
+    await days.create(conn, {days.day_of(row["started_at"]) for row in rows})
     return await insert_values(conn, [row.get(name) for row in rows for name in COLUMNS], segment, offset)
 
 
 async def insert_values(conn: AsyncConnection, values: list[Any], segment: str, offset: int) -> int:
     """Add rows and note that `segment` is shipped up to `offset` bytes. `values`: of row after row, each in the order of `COLUMNS`.
 
-    In the caller's one transaction. A row whose request_id is known already changes nothing, neither rows nor roll-ups, so a batch
-    may be sent again. Returns how many were new.
+    In the caller's one transaction; the tables of the rows' days are there. A row whose request_id is known already changes nothing,
+    neither rows nor roll-ups, so a batch may be sent again. Returns how many were new.
     """
     # first: it locks the segment, so that two shippers of it go one after the other
     marks = "???" if conn.dialect.name == "sqlite" else ("$1", "$2", "$3")
     await _execute(conn, _FORWARD.format(*marks), [(segment, offset, time.time())])
-    if not values:
+    new: list[Any] = []
+    for day, of_day in _by_day(normal(values)).items():
+        new += await _insert_day(conn, day_table(day), of_day)
+    if not new:
         return 0
+    folded = fold(new)
+    for table, cells in (
+        (usage_by_hour, folded.hours),
+        (usage_by_day, folded.days),
+        (usage_totals, folded.totals),
+        (usage_of_each, folded.of_each),
+    ):
+        await _insert(conn, table, as_values(cells), _adding_up(table))
+    return len(new) // WIDTH
+
+
+def _by_day(values: list[Any]) -> dict[int, list[Any]]:
+    """The values of each day's rows, the days in order."""
+    starts = values[_STARTED_AT::WIDTH]
+    if not starts:
+        return {}
+    first, last = int(min(starts) // DAY_S), int(max(starts) // DAY_S)
+    if first == last:
+        return {first: values}
+    found: dict[int, list[Any]] = {day: [] for day in sorted({int(start // DAY_S) for start in starts})}
+    for row, start in enumerate(starts):
+        found[int(start // DAY_S)] += values[row * WIDTH : (row + 1) * WIDTH]
+    return found
+
+
+async def _insert_day(conn: AsyncConnection, table: Table, values: list[Any]) -> list[Any]:
+    """Store the rows of one day that are not there yet; returns their values."""
     await _execute(conn, "SAVEPOINT new_rows")
     try:
-        await _insert(conn, usage, values)
+        await _insert(conn, table, _with_digests(values))
     except (sqlite3.IntegrityError, IntegrityError):  # some are there already, a batch sent again; or a request is named twice
         await _execute(conn, "ROLLBACK TO SAVEPOINT new_rows")
-        values = await _unknown(conn, values)
-        if not values:
-            return 0
-        await _insert(conn, usage, values)
-    await _insert(conn, usage_rollup, _deltas(values), _adding_up())
-    return len(values) // _WIDTH
+        values = await _unknown(conn, table, values)
+        if values:
+            await _insert(conn, table, _with_digests(values))
+    return values
+
+
+def _with_digests(values: list[Any]) -> list[Any]:
+    found: list[Any] = []
+    for at in range(0, len(values), WIDTH):
+        row = values[at : at + WIDTH]
+        found += row
+        found.append(digest(row))
+    return found
 
 
 async def _execute(conn: AsyncConnection, statement: str, rows: list[tuple[Any, ...]] | None = None) -> None:
@@ -86,32 +124,15 @@ async def _insert(conn: AsyncConnection, table: Table, values: list[Any], confli
             start += len(parts) * length
 
 
-async def _unknown(conn: AsyncConnection, values: list[Any]) -> list[Any]:
+async def _unknown(conn: AsyncConnection, table: Table, values: list[Any]) -> list[Any]:
     """The values of those rows that are not there yet, each row once."""
-    rows = {values[at]: values[at : at + _WIDTH] for at in range(0, len(values), _WIDTH)}
-    request_ids, column = list(rows), usage.c.request_id
+    rows = {values[at]: values[at : at + WIDTH] for at in range(0, len(values), WIDTH)}
+    request_ids, column = list(rows), table.c.request_id
     for start in range(0, len(request_ids), _CHUNK):
         known = await conn.execute(select(column).where(column.in_(request_ids[start : start + _CHUNK])))
         for request_id in known.scalars():
             del rows[request_id]
     return [value for row in rows.values() for value in row]
-
-
-def _deltas(values: list[Any]) -> list[Any]:
-    """Values of a row of the roll-up per bucket, in a fixed order: two transactions over the same buckets cannot block each other."""
-    totals: dict[tuple[Any, ...], list[int]] = {}
-    columns = (values[COLUMNS.index(name) :: _WIDTH] for name in _ROLLED_UP)
-    for started_at, user_id, key_id, model, backend, ending, prompt_tokens, completion_tokens, cost_pusd in zip(*columns, strict=True):
-        bucket = (int(started_at // HOUR_S) * HOUR_S, user_id, key_id or "", model, backend or "", ending)
-        total = totals.get(bucket)
-        if total is None:
-            totals[bucket] = [1, prompt_tokens, completion_tokens, cost_pusd]
-        else:
-            total[0] += 1
-            total[1] += prompt_tokens
-            total[2] += completion_tokens
-            total[3] += cost_pusd
-    return [value for bucket in sorted(totals) for value in (*bucket, *totals[bucket])]
 
 
 # Statements. They hold names of our own tables and columns only.
@@ -134,6 +155,6 @@ def _by_columns(table: Table) -> str:
 
 
 @cache
-def _adding_up() -> str:
-    sums = ", ".join(f"{name} = {usage_rollup.name}.{name} + excluded.{name}" for name in COUNTERS)
-    return f" ON CONFLICT ({', '.join(usage_rollup.primary_key.columns.keys())}) DO UPDATE SET {sums}"
+def _adding_up(table: Table) -> str:
+    sums = ", ".join(f"{name} = {table.name}.{name} + excluded.{name}" for name in USED)
+    return f" ON CONFLICT ({', '.join(table.primary_key.columns.keys())}) DO UPDATE SET {sums}"

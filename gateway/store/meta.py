@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.store.secret_key import SecretKeys, fingerprint
 from gateway.store.tables import meta
 
-_KEY_FINGERPRINT = "secret_key_fingerprint"
+KEY_FINGERPRINT = "secret_key_fingerprint"
 
 
 async def get(conn: AsyncConnection, name: str) -> str | None:
@@ -23,19 +23,22 @@ async def put_if_absent(conn: AsyncConnection, name: str, value: str) -> str:
     return value if known is None else known
 
 
-async def secret_key_matches(conn: AsyncConnection, secret_key: str) -> bool:
-    """Is this the GATEWAY_SECRET_KEY that everything is encrypted with? The first key seen is remembered, by its fingerprint."""
-    mine = fingerprint(secret_key)
-    return await put_if_absent(conn, _KEY_FINGERPRINT, mine) == mine
+async def put(conn: AsyncConnection, name: str, value: str) -> None:
+    """The value in force from now on."""
+    if await put_if_absent(conn, name, value) != value:
+        await conn.execute(update(meta).where(meta.c.name == name).values(value=value))
+
+
+async def secret_key_fingerprint(conn: AsyncConnection) -> str | None:
+    """Of the GATEWAY_SECRET_KEY that everything is encrypted with; None: nothing was set up yet."""
+    return await get(conn, KEY_FINGERPRINT)
 
 
 async def secret_key_is_previous(conn: AsyncConnection, keys: SecretKeys) -> bool:
     """Is everything still encrypted with a key that is being replaced?"""
-    return await get(conn, _KEY_FINGERPRINT) in {fingerprint(key) for key in keys.previous}
+    return await get(conn, KEY_FINGERPRINT) in {fingerprint(key) for key in keys.previous}
 
 
 async def remember_secret_key(conn: AsyncConnection, secret_key: str) -> None:
     """Everything is encrypted with this one now."""
-    mine = fingerprint(secret_key)
-    if await put_if_absent(conn, _KEY_FINGERPRINT, mine) != mine:
-        await conn.execute(update(meta).where(meta.c.name == _KEY_FINGERPRINT).values(value=mine))
+    await put(conn, KEY_FINGERPRINT, fingerprint(secret_key))

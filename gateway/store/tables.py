@@ -5,7 +5,9 @@ Usage has no foreign keys: its rows outlive what they name, and are written in b
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Double, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text, text
+from typing import Any
+
+from sqlalchemy import BigInteger, CheckConstraint, Column, Double, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text
 
 from gateway.store.columns import JsonText, Serial, Strings, Time
 
@@ -225,59 +227,63 @@ audit = Table(
     sqlite_autoincrement=True,
 )
 
-# In the order of a usage record's fields.
-usage = Table(
-    "usage",
+# What requests used. Raw rows are in a table for each day: gateway.store.days. What the figures below are made of: gateway.store.rollups.
+_USED = ("requests", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_microusd", "cost_rest_pusd")
+
+
+def _used() -> list[Column[int]]:
+    """A sum of money is two numbers: whole 1e-6 USD and what is left over in 1e-12 USD; one number would end at 9.2 million USD."""
+    return [Column(name, BigInteger, nullable=False) for name in _USED]
+
+
+def _bucket() -> list[Column[Any]]:
+    """`at`: start of the hour or day, Unix seconds, UTC. `key_id` "" = a login token; all others "" = none."""
+    names = ("user_id", "key_id", "model", "backend", "ending", "team_id")
+    return [
+        Column("at", BigInteger, primary_key=True, autoincrement=False),
+        *(Column(name, Text, primary_key=True) for name in names),
+        Column("revision", BigInteger, primary_key=True, autoincrement=False),
+        Column("experiment", Text, primary_key=True),
+        Column("arm", Text, primary_key=True),
+    ]
+
+
+usage_by_hour = Table("usage_by_hour", metadata, *_bucket(), *_used(), Index(None, "key_id", "at"), Index(None, "user_id", "at"))
+usage_by_day = Table("usage_by_day", metadata, *_bucket(), *_used(), Index(None, "key_id", "at"), Index(None, "user_id", "at"))
+
+# Sums by what there are few of (models, teams, backends ...), hour by hour and day by day.
+usage_totals = Table(
+    "usage_totals",
     metadata,
-    Column("request_id", Text, primary_key=True),
-    Column("started_at", Time, nullable=False, index=True),
-    Column("operation", Text, nullable=False),
-    Column("key_id", Text),
-    Column("user_id", Text, nullable=False),
-    Column("model", Text, nullable=False),
-    Column("revision", BigInteger),
-    Column("client_request_id", Text),
-    Column("backend", Text),
-    Column("attempts", Integer, nullable=False),
-    Column("status", Integer, nullable=False),
-    Column("ending", Text, nullable=False),
-    Column("prompt_tokens", BigInteger, nullable=False),
-    Column("completion_tokens", BigInteger, nullable=False),
-    Column("token_source", Text, nullable=False),
-    Column("cost_pusd", BigInteger, nullable=False),
-    Column("duration_ms", Double),
-    Column("ttft_ms", Double),
-    Column("queue_ms", Double),
-    Column("connect_ms", Double),
-    Column("experiment", Text),
-    Column("arm", Text),
-    # Reports by arm read raw rows: few have one, and those that have none cost nothing here.
-    Index("ix_usage_arm", "started_at", sqlite_where=text("arm IS NOT NULL"), postgresql_where=text("arm IS NOT NULL")),
+    Column("step_s", Integer, primary_key=True, autoincrement=False),  # 3600 or 86400
+    Column("kind", Text, primary_key=True),
+    Column("scope", Text, primary_key=True),
+    Column("at", BigInteger, primary_key=True, autoincrement=False),
+    Column("name", Text, primary_key=True),
+    *_used(),
+    sqlite_with_rowid=False,
 )
 
-usage_rollup = Table(
-    "usage_rollup",
+# Sums by what there are many of (keys, users), day by day; a name's days stand side by side.
+usage_of_each = Table(
+    "usage_of_each",
     metadata,
-    Column("hour", BigInteger, primary_key=True, autoincrement=False),  # start of the hour, Unix seconds, UTC
-    Column("user_id", Text, primary_key=True),
-    Column("key_id", Text, primary_key=True),  # "" = a login token
-    Column("model", Text, primary_key=True),
-    Column("backend", Text, primary_key=True),  # "" = none was reached
-    Column("ending", Text, primary_key=True),
-    Column("requests", BigInteger, nullable=False),
-    Column("prompt_tokens", BigInteger, nullable=False),
-    Column("completion_tokens", BigInteger, nullable=False),
-    Column("cost_pusd", BigInteger, nullable=False),
-    Index(None, "key_id", "hour"),
-    Index(None, "user_id", "hour"),
+    Column("kind", Text, primary_key=True),
+    Column("scope", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("at", BigInteger, primary_key=True, autoincrement=False),
+    *_used(),
+    sqlite_with_rowid=False,
 )
 
 ledger_segments = Table(
     "ledger_segments",
     metadata,
     Column("name", Text, primary_key=True),
-    Column("offset", BigInteger, nullable=False),  # bytes of the segment whose rows are in `usage`
+    Column("offset", BigInteger, nullable=False),  # bytes of the segment whose rows are in SQL
     Column("updated_at", Time, nullable=False),
+    Column("folder", Text),  # the id of the folder (that is, of the host) that the file is in
+    Column("finished_at", Time),  # wholly shipped, and the file removed; kept so that a gap in a writer's numbers can be seen
 )
 
 metric_samples = Table(

@@ -1,33 +1,34 @@
-"""What the books hold: raw usage rows (one per admitted request), hourly roll-ups, and how far each ledger segment has been shipped.
+"""Reports: what was used, added up by key, model, user, team, backend, ending, arm, version, day or hour. None reads raw rows.
 
-Reports read roll-ups only, but for those by arm of an experiment; raw rows are read by request id.
+A report's time is cut into whole days and the hours at its ragged ends. Of one key or one user it is read from the buckets
+(`usage_by_day`, `usage_by_hour`); else from sums that are kept ready (`usage_totals`, `usage_of_each`). See gateway.store.rollups.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import Column, ColumnElement, delete, func, select
+from sqlalchemy import ColumnElement, Table, and_, case, func, literal, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.store.booking import COUNTERS, HOUR_S
-from gateway.store.tables import ledger_segments, usage_rollup
-from gateway.store.tables import usage as usage_table
-from gateway.store.users import of_team
+from gateway.store.days import DAY_S
+from gateway.store.rollups import GROUPS, HOUR_S, JOINT, MANY, SCOPES, SPLIT, USED, joined, kind_name
+from gateway.store.tables import usage_by_day, usage_by_hour, usage_of_each, usage_totals
 
-_DAY_S = 86_400
+By = Literal["key", "model", "user", "team", "backend", "ending", "arm", "version", "day", "hour"]
+BYS: tuple[By, ...] = ("key", "model", "user", "team", "day", "hour", "backend", "ending", "arm", "version")
+_PAGE = 1000
 _CHUNK = 500
-# Sums of money are taken in two parts: SQLite raises on a sum that leaves 64 bits, which is 9.2 million USD.
-_SPLIT = 1_000_000
+_END = 2**62  # no report has an end that late
 
 
 @dataclass(frozen=True, slots=True)
 class UsageLine:
-    """One line of a report. `group`: the key's id ("" = login tokens), the model, the user's id, the day (YYYY-MM-DD, UTC), or the arm.
+    """One line of a report. `group`: id or name ("" = none: a login token, no team, no backend), day (YYYY-MM-DD), hour (RFC 3339, UTC), the
+    arm, or the revision's number.
 
     `experiment`: what the arm belongs to; None in all other reports.
     """
@@ -38,128 +39,280 @@ class UsageLine:
     completion_tokens: int
     cost_pusd: int
     experiment: str | None = None
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
-async def usage_by(
-    conn: AsyncConnection,
-    by: Literal["key", "model", "user", "day"],
-    *,
-    since_s: float = 0,
-    until_s: float | None = None,
-    user_id: str = "",
-    key_id: str = "",
-    team_id: str | None = None,
-) -> list[UsageLine]:
-    """Totals since the hour that `since_s` (Unix seconds) lies in, up to `until_s`, of all, of one user or of one key; sorted by group.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a report is of. Times: Unix seconds; the hours that they lie in count in full, unless `until_s` is an hour's very start.
 
-    `team_id`: only what those used who are of this team now; None: all. The hour that `until_s` lies in counts in full, unless `until_s`
-    is its very start.
+    "" = everybody's. `team_id`: what was used while its user was of this team; "" is the team that nobody is of, None: all.
     """
-    table = usage_rollup.c
-    day = table.hour - table.hour % _DAY_S
-    group: ColumnElement[Any] = {"key": table.key_id, "model": table.model, "user": table.user_id, "day": day}[by]
-    query = select(group, *_sums()).where(table.hour >= _hour(since_s)).group_by(group).order_by(group)
-    if until_s is not None:
-        query = query.where(table.hour < until_s)
-    if user_id:
-        query = query.where(table.user_id == user_id)
-    if key_id:
-        query = query.where(table.key_id == key_id)
-    if team_id is not None:
-        query = query.where(table.user_id.in_(of_team(team_id)))
-    return [_line(row, by) for row in (await conn.execute(query)).all()]
+
+    since_s: float = 0.0
+    until_s: float | None = None
+    user_id: str = ""
+    key_id: str = ""
+    model: str = ""
+    team_id: str | None = None
 
 
-async def usage_by_arm(
-    conn: AsyncConnection,
-    *,
-    since_s: float = 0,
-    until_s: float | None = None,
-    user_id: str = "",
-    key_id: str = "",
-    team_id: str | None = None,
-) -> list[UsageLine]:
-    """As `usage_by`, by arm of each experiment and canary; requests that were in none do not count. Reads raw rows."""
-    table = usage_table.c
-    groups = (table.experiment, table.arm)
-    chosen = (table.arm.is_not(None), table.started_at >= _hour(since_s))
-    query = select(table.arm, func.count(), *_sums(table), table.experiment).where(*chosen).group_by(*groups).order_by(*groups)
-    if until_s is not None:
-        query = query.where(table.started_at < -_hour(-until_s))
-    if user_id:
-        query = query.where(table.user_id == user_id)
-    if key_id:
-        query = query.where(table.key_id == key_id)
-    if team_id is not None:
-        query = query.where(table.user_id.in_(of_team(team_id)))
-    rows = (await conn.execute(query)).all()
-    return [UsageLine(str(row[0]), int(row[1]), int(row[2]), int(row[3]), _cost(row[4:6]), row[6]) for row in rows]
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """[start, end) in whole hours; [first, last) are the whole days in it, empty if first >= last."""
+
+    start: int
+    end: int
+    first: int
+    last: int
+
+    def hours(self) -> list[tuple[int, int]]:
+        """The hours that are in no whole day."""
+        if self.first >= self.last:
+            return [(self.start, self.end)]
+        return [(a, b) for a, b in ((self.start, self.first), (self.last, self.end)) if a < b]
+
+    def days(self) -> list[tuple[int, int]]:
+        return [(self.first, self.last)] if self.first < self.last else []
+
+
+def _span(wanted: Wanted) -> _Span:
+    start = int(wanted.since_s // HOUR_S) * HOUR_S
+    end = _END // DAY_S * DAY_S if wanted.until_s is None else -int(-wanted.until_s // HOUR_S) * HOUR_S
+    return _Span(start, end, -(-start // DAY_S) * DAY_S, end // DAY_S * DAY_S)
+
+
+async def report(
+    conn: AsyncConnection, by: By, wanted: Wanted, *, after: str = "", limit: int = _PAGE
+) -> tuple[list[UsageLine], str | None]:
+    """A page of lines in the order of their group, and where the next one begins (None: this was the last).
+
+    Lines of keys and users are made for one page of ids at a time, so a page of theirs may hold fewer than `limit` and not be the last.
+    """
+    if wanted.team_id == "":
+        return [], None
+    span = _span(wanted)
+    place = _decoded(after)
+    if wanted.key_id or wanted.user_id:
+        found = await _of_buckets(conn, by, wanted, span, place, limit)
+    elif by in MANY:
+        return await _of_many(conn, by, wanted, span, place, limit)
+    else:
+        found = await _of_few(conn, by, wanted, span, place, limit)
+    following = _encoded(found[limit - 1][0]) if len(found) > limit else None
+    return [_line(row, by) for row in found[:limit]], following
+
+
+async def whole_report(conn: AsyncConnection, by: By, wanted: Wanted) -> list[UsageLine]:
+    """All its lines."""
+    lines, after = await report(conn, by, wanted)
+    while after is not None:
+        more, after = await report(conn, by, wanted, after=after)
+        lines += more
+    return lines
+
+
+async def _of_few(conn: AsyncConnection, by: By, wanted: Wanted, span: _Span, after: Any, limit: int) -> list[Any]:
+    scope, scope_name = _scope(by, wanted)
+    group = "all" if by in ("day", "hour") else by
+    own = {"model": wanted.model, "team": wanted.team_id}.get(by)
+    if own:  # one line, by the name that is filtered by
+        group = "all"
+    table = usage_totals.c
+    chosen = [table.kind == kind_name(scope, group), table.scope == scope_name]
+    name: ColumnElement[Any] = literal(own) if own else table.name
+    if by in ("day", "hour"):
+        name = _moment(table.at, by)
+    step_s = [HOUR_S] if by == "hour" else [DAY_S, HOUR_S]
+    parts = []
+    for step, spans in ((DAY_S, span.days()), (HOUR_S, span.hours() if DAY_S in step_s else [(span.start, span.end)])):
+        if step in step_s:
+            parts += [
+                select(name.label("name"), *(table[used] for used in USED)).where(*chosen, table.step_s == step, *_within(table.at, a, b))
+                for a, b in spans
+            ]
+    return await _grouped(conn, parts, after, limit)
+
+
+async def _of_buckets(conn: AsyncConnection, by: By, wanted: Wanted, span: _Span, after: Any, limit: int) -> list[Any]:
+    parts = []
+    by_hour = [(span.start, span.end)] if by == "hour" else span.hours()
+    for table, spans in ((usage_by_day, [] if by == "hour" else span.days()), (usage_by_hour, by_hour)):
+        columns = table.c
+        name: ColumnElement[Any]
+        if by in ("day", "hour"):
+            name = _moment(columns.at, by)
+        elif by == "arm":
+            name = columns.experiment + JOINT + columns.arm
+        else:
+            name = columns[GROUPS[by][0]]
+        chosen = _filters(table, wanted) + ([columns.arm != ""] if by == "arm" else [])
+        parts += [
+            select(name.label("name"), *(columns[used] for used in USED)).where(*chosen, *_within(columns.at, a, b)) for a, b in spans
+        ]
+    return await _grouped(conn, parts, after, limit)
+
+
+async def _of_many(
+    conn: AsyncConnection, by: By, wanted: Wanted, span: _Span, after: Any, limit: int
+) -> tuple[list[UsageLine], str | None]:
+    """A page of the ids that are there in the days which the span touches, then what they used in its whole days and its hours."""
+    scope, scope_name = _scope(by, wanted)
+    if scope == "team+model":  # not kept: the team's ids, and of those what their buckets say
+        scope, scope_name = "team", str(wanted.team_id)
+    table = usage_of_each.c
+    inside = and_(*_within(table.at, span.first, span.last)) if span.days() else literal(False)
+    sums = [func.sum(case((inside, table[used]), else_=0)) for used in USED]
+    query = select(table.name, *sums).where(table.kind == kind_name(scope, by), table.scope == scope_name)
+    query = query.where(*_within(table.at, span.start // DAY_S * DAY_S, -(-span.end // DAY_S) * DAY_S))
+    if after is not None:
+        query = query.where(table.name > after)
+    page = (await conn.execute(query.group_by(table.name).order_by(table.name).limit(limit + 1))).all()
+    following = _encoded(page[limit - 1][0]) if len(page) > limit else None
+    narrowed = scope == "team" and bool(wanted.model)
+    found = {row[0]: [0] * len(USED) if narrowed else [int(value) for value in row[1:]] for row in page[:limit]}
+    spans = [(usage_by_hour, part) for part in span.hours()] + [(usage_by_day, part) for part in span.days() if narrowed]
+    for source, part in spans:
+        await _add_buckets(conn, found, source, GROUPS[by][0], wanted, part)
+    return [_line((name, *used), by) for name, used in found.items() if used[0]], following
+
+
+async def _add_buckets(
+    conn: AsyncConnection, found: dict[str, list[int]], table: Table, column: str, wanted: Wanted, span: tuple[int, int]
+) -> None:
+    names = list(found)
+    for start in range(0, len(names), _CHUNK):
+        who = table.c[column]
+        chosen = (who.in_(names[start : start + _CHUNK]), *_within(table.c.at, *span), *_filters(table, wanted))
+        for row in (await conn.execute(select(who, *_sums(table.c)).where(*chosen).group_by(who))).all():
+            found[row[0]] = [have + int(more) for have, more in zip(found[row[0]], row[1:], strict=True)]
+
+
+async def _grouped(conn: AsyncConnection, parts: Sequence[Any], after: Any, limit: int) -> list[Any]:
+    """At most one line more than the page holds."""
+    if not parts:
+        return []
+    inner = (union_all(*parts) if len(parts) > 1 else parts[0]).subquery()
+    query = select(inner.c.name, *_sums(inner.c)).group_by(inner.c.name).order_by(inner.c.name).limit(limit + 1)
+    if after is not None:
+        query = query.where(inner.c.name > after)
+    return list((await conn.execute(query)).all())
+
+
+def _scope(by: By, wanted: Wanted) -> tuple[str, str]:
+    """The scope of the sums to read, and its name."""
+    has = {"team": wanted.team_id is not None, "model": bool(wanted.model)}
+    scope = "+".join(name for name in ("team", "model") if has[name])
+    values = {"team_id": wanted.team_id, "model": wanted.model}
+    return scope, joined(values[column] for column in SCOPES[scope])
+
+
+def _filters(table: Table, wanted: Wanted) -> list[ColumnElement[bool]]:
+    given = {"key_id": wanted.key_id, "user_id": wanted.user_id, "model": wanted.model, "team_id": wanted.team_id or ""}
+    return [table.c[name] == value for name, value in given.items() if value]
+
+
+def _within(at: Any, start: int, end: int) -> list[ColumnElement[bool]]:
+    return [at >= start, at < end]
+
+
+def _moment(at: ColumnElement[Any], by: str) -> ColumnElement[Any]:
+    return at - at % DAY_S if by == "day" else at
+
+
+def _sums(columns: Any) -> list[ColumnElement[Any]]:
+    return [func.sum(columns[name]) for name in USED]
+
+
+def _cost(row: Sequence[Any]) -> int:
+    return int(row[-2]) * SPLIT + int(row[-1])
+
+
+def _line(row: Any, by: By) -> UsageLine:
+    name, experiment = str(row[0]), None
+    if by == "day":
+        name = datetime.fromtimestamp(int(row[0]), UTC).strftime("%Y-%m-%d")
+    elif by == "hour":
+        name = datetime.fromtimestamp(int(row[0]), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    elif by == "version":
+        name = str(int(row[0]))
+    elif by == "arm":
+        experiment, name = _arm(name)
+    requests, prompt, completion, cached, reasoning = (int(value) for value in row[1:6])
+    return UsageLine(name, requests, prompt, completion, _cost(row), experiment, cached, reasoning)
+
+
+def _arm(name: str) -> tuple[str | None, str]:
+    experiment, _, arm = name.rpartition(JOINT)
+    return experiment or None, arm
+
+
+def _encoded(name: Any) -> str:
+    """The place behind a group: its name as the database sorts it, marked as number or text."""
+    return f"{'n' if isinstance(name, int) else 't'}{name}"
+
+
+def _decoded(place: str) -> Any:
+    """None for the first page. Raises `ValueError` for what is no place."""
+    if not place:
+        return None
+    if place[0] == "n":
+        return int(place[1:])
+    if place[0] == "t":
+        return place[1:]
+    raise ValueError("not a place in a report")
+
+
+# What counts against budgets.
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Money in 1e-12 USD; tokens: prompt and completion."""
+
+    cost_pusd: int = 0
+    tokens: int = 0
+
+
+async def used_since(
+    conn: AsyncConnection, of: Literal["key", "user", "login", "team", "model"], windows: Mapping[str, float]
+) -> dict[str, Used]:
+    """What each key, user, team or model (by id) has used since its time (Unix seconds, a UTC midnight). Who used nothing is absent.
+
+    A user's counts everything of the user, `login` only what came with login tokens.
+    """
+    found: dict[str, Used] = {}
+    for since_s in set(windows.values()):
+        ids = [one for one, start_s in windows.items() if start_s == since_s]
+        for start in range(0, len(ids), _CHUNK):
+            for row in (await conn.execute(_used_query(of, ids[start : start + _CHUNK], int(since_s)))).all():
+                found[row[0]] = Used(_cost(row), int(row[2]) + int(row[3]))
+    return found
+
+
+def _used_query(of: str, ids: Sequence[str], since_s: int) -> Any:
+    who: ColumnElement[Any]
+    if of == "login":
+        buckets = usage_by_day.c
+        who, at, columns = buckets.user_id, buckets.at, buckets
+        chosen: Iterable[ColumnElement[bool]] = (buckets.key_id == "",)
+    elif of in MANY:
+        each = usage_of_each.c
+        who, at, columns = each.name, each.at, each
+        chosen = (each.kind == kind_name("", of), each.scope == "")
+    else:
+        totals = usage_totals.c
+        who, at, columns = totals.scope, totals.at, totals
+        chosen = (totals.step_s == DAY_S, totals.kind == kind_name(of, "all"))
+    return select(who, *_sums(columns)).where(*chosen, who.in_(ids), at >= since_s // DAY_S * DAY_S).group_by(who)
 
 
 async def spent_since(conn: AsyncConnection, windows: Mapping[str, float]) -> dict[str, int]:
-    """What each key has spent, in pusd, since its time (Unix seconds, on a whole hour). Keys without spending are absent."""
-    return await _spent(conn, windows, usage_rollup.c.key_id)
+    """What each key has spent, in pusd, since its time (Unix seconds, a UTC midnight). Keys without spending are absent."""
+    return {key_id: used.cost_pusd for key_id, used in (await used_since(conn, "key", windows)).items()}
 
 
 async def spent_by_logins_since(conn: AsyncConnection, windows: Mapping[str, float]) -> dict[str, int]:
     """The same by user id, of what each user has spent with login tokens: their keys have budgets of their own."""
-    return await _spent(conn, windows, usage_rollup.c.user_id, usage_rollup.c.key_id == "")
-
-
-async def _spent(conn: AsyncConnection, windows: Mapping[str, float], who: Column[Any], *only: ColumnElement[bool]) -> dict[str, int]:
-    spent: dict[str, int] = {}
-    by_start: dict[float, list[str]] = defaultdict(list)
-    for limit_id, since_s in windows.items():
-        by_start[since_s].append(limit_id)
-    for since_s, ids in by_start.items():
-        for start in range(0, len(ids), _CHUNK):
-            chosen = (who.in_(ids[start : start + _CHUNK]), usage_rollup.c.hour >= _hour(since_s), *only)
-            query = select(who, *_sums()).where(*chosen).group_by(who)
-            spent.update((row[0], _cost(row)) for row in (await conn.execute(query)).all())
-    return spent
-
-
-async def usage_row(conn: AsyncConnection, request_id: str) -> dict[str, Any] | None:
-    """The raw row of one request, by column name."""
-    row = (await conn.execute(select(usage_table).where(usage_table.c.request_id == request_id))).one_or_none()
-    return None if row is None else dict(row._mapping)
-
-
-async def rows_since(
-    conn: AsyncConnection, since_s: float, *, after: tuple[float, str] = (0.0, ""), limit: int = 1000
-) -> list[dict[str, Any]]:
-    """Raw rows in the order of (started_at, request_id), for an export: those that started at `since_s` or later, beyond `after`."""
-    table = usage_table.c
-    beyond = (table.started_at > after[0]) | ((table.started_at == after[0]) & (table.request_id > after[1]))
-    query = select(usage_table).where(table.started_at >= max(since_s, after[0]), beyond)
-    rows = await conn.execute(query.order_by(table.started_at, table.request_id).limit(limit))
-    return [dict(row._mapping) for row in rows.all()]
-
-
-async def segment_offsets(conn: AsyncConnection) -> dict[str, int]:
-    """Bytes shipped, by segment."""
-    rows = (await conn.execute(select(ledger_segments.c.name, ledger_segments.c.offset))).all()
-    return {name: int(offset) for name, offset in rows}
-
-
-async def forget_segment(conn: AsyncConnection, name: str) -> None:
-    """After its file is gone."""
-    await conn.execute(delete(ledger_segments).where(ledger_segments.c.name == name))
-
-
-def _hour(at_s: float) -> int:
-    return int(at_s // HOUR_S) * HOUR_S
-
-
-def _sums(table: Any = usage_rollup.c) -> list[ColumnElement[Any]]:
-    plain = [func.sum(table[name]) for name in COUNTERS[:3] if name in table]
-    return [*plain, func.sum(table.cost_pusd.op("/")(_SPLIT)), func.sum(table.cost_pusd % _SPLIT)]
-
-
-def _cost(row: Any) -> int:
-    return int(row[-2]) * _SPLIT + int(row[-1])
-
-
-def _line(row: Any, by: str) -> UsageLine:
-    group = datetime.fromtimestamp(int(row[0]), UTC).strftime("%Y-%m-%d") if by == "day" else str(row[0])
-    return UsageLine(group, int(row[1]), int(row[2]), int(row[3]), _cost(row))
+    return {user_id: used.cost_pusd for user_id, used in (await used_since(conn, "login", windows)).items()}

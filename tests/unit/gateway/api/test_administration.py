@@ -350,12 +350,13 @@ class TestUsage:
 
     async def test_a_key_sees_its_own_a_login_the_users(self, plane: Plane) -> None:
         key_text, key_id = await self.rows(plane)
+        none_of_these = {"cached_tokens": 0, "reasoning_tokens": 0}
         async with plane.client(key_text) as client:
             report = (await client.get("/v1/usage?by=model")).json()
             assert report["object"] == "list"
             assert {entry["model"]: entry["completion_tokens"] for entry in report["data"]} == {"chat": 1, "embed": 8}
             assert (await client.get("/v1/usage?by=model&since=1d")).json()["data"] == [
-                {"model": "chat", "requests": 1, "prompt_tokens": 10, "completion_tokens": 1, "cost": "0.0000015"}
+                {"model": "chat", "requests": 1, "prompt_tokens": 10, "completion_tokens": 1, "cost": "0.0000015"} | none_of_these
             ]
             assert (await client.get("/v1/usage?by=user")).status_code == 400
             assert (await client.get("/admin/usage")).status_code == 403
@@ -383,10 +384,11 @@ class TestUsage:
         counts = {"prompt_tokens": 10, "completion_tokens": 32, "cost_pusd": 0, "revision": 1}
         async with plane.control.db.write() as conn:
             await booking.insert_usage(conn, [in_arm | fixed | counts], "segment", 2)
-        expected = {"experiment": "summer", "arm": "b", "requests": 1, "prompt_tokens": 10, "completion_tokens": 32, "cost": "0"}
+        expected = {"experiment": "summer", "arm": "b", "requests": 1, "prompt_tokens": 10, "completion_tokens": 32, "cached_tokens": 0}
+        expected |= {"reasoning_tokens": 0, "cost": "0"}
         assert (await admin.get(f"/admin/usage?by=arm&user={member}")).json()["data"] == [expected]
         assert (await admin.get(f"/admin/usage?by=arm&user={viewer}")).json()["data"] == []
-        for bad in ("since=yesterday", "until=2d&since=1d", "by=hour", "since=12"):
+        for bad in ("since=yesterday", "until=2d&since=1d", "by=moon", "since=12", "after=1"):
             assert (await admin.get(f"/admin/usage?{bad}")).status_code == 400, bad
         for odd in ("since=0001-01-01", "since=99999w", "until=9999-12-31T23:59:59%2B00:00"):
             assert (await admin.get(f"/admin/usage?{odd}")).status_code == 200, odd

@@ -52,7 +52,8 @@ def test_every_ended_request_is_exported_with_its_fields(ready: Gateway, writer:
         "request_id": "req-1", "key_id": "k1", "user_id": "u", "model": "m", "backend": "echo-1", "revision": 3, "operation": "chat",
         "attempts": 1, "status": 200, "ending": "success", "prompt_tokens": 10, "completion_tokens": 5, "token_source": "backend",
         "cost": "0.0000015", "started_at": "2023-11-14T22:00:01Z", "duration_ms": 12.5, "ttft_ms": None, "queue_ms": 0.1,
-        "connect_ms": 0.2, "client_request_id": None, "experiment": None, "arm": None,
+        "connect_ms": 0.2, "client_request_id": None, "experiment": None, "arm": None, "team_id": None, "cached_tokens": 0,
+        "reasoning_tokens": 0, "price": None, "tried": None,
     }  # fmt: skip
     assert (lines[1]["key_id"], lines[1]["client_request_id"], lines[1]["ttft_ms"]) == (None, "theirs", 3.5)
     assert (lines[1]["experiment"], lines[1]["arm"]) == ("summer", "control")

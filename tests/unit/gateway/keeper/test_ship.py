@@ -21,8 +21,10 @@ from gateway.metering.ledger import SegmentWriter
 from gateway.metering.record import ENDINGS, FIELDS, TOKEN_SOURCES, UsageRecord
 from gateway.store.engine import Database
 from gateway.store.migrate import migrate
+from gateway.store.requests import rows_since
 from gateway.store.tables import key_uses
-from gateway.store.usage import segment_offsets, usage_by
+from gateway.store.segments import open_offsets
+from gateway.store.usage import Wanted, whole_report
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 MS = st.floats(0, 1e9).map(lambda ms: round(ms, 6))  # as the ledger writes it
@@ -105,7 +107,9 @@ class Books:
 
 def _rows(path: Path) -> dict[str, dict[str, Any]]:
     with closing(sqlite3.connect(path)) as conn:
-        rows = [dict(zip(FIELDS, row, strict=True)) for row in conn.execute(f"SELECT {', '.join(FIELDS)} FROM usage")]
+        tables = [name for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB 'usage_[0-9]*'")]
+        found = [row for table in tables for row in conn.execute(f"SELECT {', '.join(FIELDS)} FROM {table}")]
+        rows = [dict(zip(FIELDS, row, strict=True)) for row in found]
     return {row["request_id"]: row for row in rows}
 
 
@@ -124,8 +128,8 @@ async def _run(folder: Path, steps: list[tuple[str, dict[str, Any] | None]]) -> 
     expected = [asdict(record) for record in (*books.ended, *books.running)]
     assert _rows(path) == {row["request_id"]: row for row in expected}
     async with db.read() as conn:
-        found = await usage_by(conn, "user")
-        assert await segment_offsets(conn) == {}
+        found = await whole_report(conn, "user", Wanted())
+        assert await open_offsets(conn) == {}
     costs: Counter[str] = Counter()
     for row in expected:
         costs[row["user_id"]] += row["cost_pusd"]
@@ -165,8 +169,9 @@ async def test_segments_of_an_older_version_are_shipped_beside_new_lines(tmp_pat
     writer.close()
     assert await shipper.ship() == 1
     async with db.read() as conn:
-        rows = [row._mapping for row in (await conn.exec_driver_sql("SELECT * FROM usage ORDER BY started_at, request_id")).all()]
-    assert [dict(row) for row in rows if row["request_id"] != "req-x"] == [asdict(record) for record in records]
+        rows = await rows_since(conn, 0)
+    booked = [{name: row[name] for name in FIELDS} for row in rows if row["request_id"] != "req-x"]
+    assert booked == [asdict(record) for record in records]
     assert [row["ending"] for row in rows if row["request_id"] == "req-x"] == ["interrupted"]
     later.close()
     shipper.close()

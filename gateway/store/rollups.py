@@ -1,0 +1,162 @@
+"""What rows add to the figures that reports are read from, so that no report reads rows.
+
+`usage_by_hour` and `usage_by_day` keep every combination there was (a *bucket*); reports of one key or one user read those. All others
+read sums that are kept ready: a *kind* is what is added up (`group`) within what (`scope`), for instance the endings of one model's
+requests. Groups that have few names are summed by hour and by day (`usage_totals`), keys and users by day (`usage_of_each`), because
+there are as many of them as there are rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.store.days import COLUMNS, DAY_S
+from gateway.store.tables import usage_by_hour, usage_totals
+
+HOUR_S = 3600
+BUCKET = tuple(usage_by_hour.primary_key.columns.keys())
+USED = tuple(usage_totals.c.keys())[len(usage_totals.primary_key) :]
+SPLIT = 1_000_000  # pusd in 1e-6 USD
+JOINT = "\x1f"  # between the parts of a name that has two
+_WIDTH = len(COLUMNS)
+_READ = (
+    "started_at", "user_id", "key_id", "model", "backend", "ending", "team_id", "revision", "experiment", "arm",
+    "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_pusd",
+)  # fmt: skip
+_READ_AT = tuple(COLUMNS.index(name) for name in _READ)
+_COMMON = tuple(name for name in BUCKET if name not in ("user_id", "key_id"))
+_COMMON_AT = tuple(BUCKET.index(name) for name in _COMMON)
+
+Key = tuple[Any, ...]
+Cells = dict[Key, list[int]]
+"""By bucket, or by the primary key of a table of sums: requests, prompt, completion, cached and reasoning tokens, pusd."""
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "all": (),
+    "key": ("key_id",),
+    "user": ("user_id",),
+    "team": ("team_id",),
+    "model": ("model",),
+    "backend": ("backend",),
+    "ending": ("ending",),
+    "arm": ("experiment", "arm"),
+    "version": ("revision",),
+}
+SCOPES: Mapping[str, tuple[str, ...]] = {"": (), "model": ("model",), "team": ("team_id",), "team+model": ("team_id", "model")}
+MANY = ("key", "user")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`scope` and `group`: columns of a bucket. `needs`: where one of these is empty, nothing is counted."""
+
+    name: str
+    scope: tuple[str, ...]
+    group: tuple[str, ...]
+    needs: tuple[str, ...]
+
+
+def kind_name(scope: str, group: str) -> str:
+    return f"{scope}/{group}"
+
+
+def _kinds(groups: Iterable[str], scopes: Iterable[str]) -> tuple[Kind, ...]:
+    found = []
+    for scope in scopes:
+        for group in groups:
+            if not set(GROUPS[group]) & set(SCOPES[scope]):
+                needs = tuple(name for name in ("team_id",) if name in SCOPES[scope]) + (("arm",) if group == "arm" else ())
+                found.append(Kind(kind_name(scope, group), SCOPES[scope], GROUPS[group], needs))
+    return tuple(found)
+
+
+FEW_KINDS = _kinds([group for group in GROUPS if group not in MANY], SCOPES)
+MANY_KINDS = _kinds(MANY, ("", "model", "team"))
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What some rows add, table by table."""
+
+    hours: Cells
+    days: Cells
+    totals: Cells
+    of_each: Cells
+
+
+def fold(values: list[Any]) -> Folded:
+    """`values`: of row after row, each in the order of the columns of a day's table without the digest."""
+    return derived(hours_of(values, {}))
+
+
+def hours_of(values: list[Any], hours: Cells) -> Cells:
+    """Adds the rows to the buckets of `hours`."""
+    columns = (values[at::_WIDTH] for at in _READ_AT)
+    for at, user_id, key_id, model, backend, ending, team_id, revision, experiment, arm, prompt, completion, cached, reasoning, cost in zip(
+        *columns, strict=True
+    ):
+        bucket = (
+            int(at // HOUR_S) * HOUR_S, user_id, key_id or "", model, backend or "", ending, team_id or "", revision or 0,
+            experiment or "", arm or "",
+        )  # fmt: skip
+        cell = hours.get(bucket)
+        if cell is None:
+            hours[bucket] = [1, prompt, completion, cached, reasoning, cost]
+        else:
+            cell[0] += 1
+            cell[1] += prompt
+            cell[2] += completion
+            cell[3] += cached
+            cell[4] += reasoning
+            cell[5] += cost
+    return hours
+
+
+def derived(hours: Cells) -> Folded:
+    """Everything else follows from the buckets by hour."""
+    days: Cells = {}
+    common: Cells = {}
+    for bucket, cell in hours.items():
+        _add(days, (bucket[0] // DAY_S * DAY_S, *bucket[1:]), cell)
+        _add(common, tuple([bucket[at] for at in _COMMON_AT]), cell)
+    common_days: Cells = {}
+    for key, cell in common.items():
+        _add(common_days, (key[0] // DAY_S * DAY_S, *key[1:]), cell)
+    totals: Cells = {}
+    for step_s, cells in ((HOUR_S, common), (DAY_S, common_days)):
+        for kind, scope, name, at, cell in _of_kinds(FEW_KINDS, _COMMON, cells):
+            _add(totals, (step_s, kind, scope, at, name), cell)
+    of_each: Cells = {}
+    for kind, scope, name, at, cell in _of_kinds(MANY_KINDS, BUCKET, days):
+        _add(of_each, (kind, scope, name, at), cell)
+    return Folded(hours, days, totals, of_each)
+
+
+def _of_kinds(kinds: Iterable[Kind], names: tuple[str, ...], cells: Cells) -> Iterable[tuple[str, str, str, int, list[int]]]:
+    """(kind, scope, name, at, cell) for each kind that a cell counts in. `names`: of the parts of the cells' keys, `at` first."""
+    for kind in kinds:
+        scope_at, group_at, needs_at = ([names.index(name) for name in part] for part in (kind.scope, kind.group, kind.needs))
+        for key, cell in cells.items():
+            if all([key[at] for at in needs_at]):
+                yield kind.name, joined([key[at] for at in scope_at]), joined([key[at] for at in group_at]), key[0], cell
+
+
+def joined(parts: Iterable[Any]) -> str:
+    """A name in the tables of sums; numbers are padded, so that they sort as numbers."""
+    return JOINT.join([part if type(part) is str else f"{part:012d}" for part in parts])
+
+
+def _add(cells: Cells, key: Key, more: list[int]) -> None:
+    cell = cells.get(key)
+    if cell is None:
+        cells[key] = more.copy()
+    else:
+        for at, value in enumerate(more):
+            cell[at] += value
+
+
+def as_values(cells: Cells) -> list[Any]:
+    """Values of a row per cell, in a fixed order: two transactions over the same rows cannot block each other."""
+    return [value for key in sorted(cells) for value in (*key, *cells[key][:5], *divmod(cells[key][5], SPLIT))]

@@ -1,0 +1,58 @@
+"""Raw rows of the ledger as they are booked: values in one form, and a digest that says whether a row still is what was booked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+from gateway.store.days import COLUMNS
+
+WIDTH = len(COLUMNS)
+DIGEST_BYTES = 16
+_FLOATS = tuple(COLUMNS.index(name) for name in ("started_at", "duration_ms", "ttft_ms", "queue_ms", "connect_ms"))
+_COUNTED = tuple(COLUMNS.index(name) for name in ("cached_tokens", "reasoning_tokens"))
+
+
+def normal(values: list[Any]) -> list[Any]:
+    """Values of row after row as the database will give them back: whole times as doubles, tokens that nobody counted as 0. In place."""
+    for at in _FLOATS:
+        column = values[at::WIDTH]
+        if int in set(map(type, column)):
+            values[at::WIDTH] = [value if value is None else float(value) for value in column]
+    for at in _COUNTED:
+        column = values[at::WIDTH]
+        if None in column:
+            values[at::WIDTH] = [value or 0 for value in column]
+    return values
+
+
+def digest(row: Sequence[Any]) -> bytes:
+    """BLAKE2b over the canonical JSON of a row's values, in the order of COLUMNS.
+
+    Nulls at the end are left out: columns that a later version adds change no digest.
+    """
+    end = len(row)
+    while row[end - 1] is None:
+        end -= 1
+    return blake2b(orjson.dumps(row[:end]), digest_size=DIGEST_BYTES).digest()
+
+
+def recomputed_pusd(price: str, prompt: int, completion: int, cached: int) -> int:
+    """What a row costs by the price that it names: INPUT/OUTPUT/CACHED, USD per million tokens, that is 1e6 pusd a token.
+
+    Without a price of their own cached tokens cost what others do. Raises `ValueError` for what is no such price.
+    """
+    of_input, of_output, of_cached = price.split("/")
+    input_pusd = _pusd(of_input)
+    cached_pusd = _pusd(of_cached) if of_cached else input_pusd
+    return (prompt - cached) * input_pusd + cached * cached_pusd + completion * _pusd(of_output)
+
+
+def _pusd(usd_per_million: str) -> int:
+    whole, _, decimals = usd_per_million.partition(".")
+    if not (whole.isascii() and whole.isdigit() and len(decimals) <= 6 and (decimals or "0").isdigit()):
+        raise ValueError("not a price in USD per million tokens")
+    return int(whole + decimals.ljust(6, "0"))
