@@ -130,7 +130,8 @@ class Login:
         now_s, text = self._clock(), _mint()
         grant = RefreshGrant(user.user_id, user.token_epoch)
         await self._refresh_tokens.add(_digest(text), grant, now_s, now_s + self._refresh_lifetime_s, address)
-        self._known.add(user.email, customer(address))
+        if address:  # one that is not known is everybody's
+            self._known.add(user.email, customer(address))
         return self._pair(user, text, now_s)
 
     async def refresh(self, refresh_token: str, address: str = "") -> TokenPair:

@@ -56,6 +56,9 @@ class RefreshTokens:
     async def revoke(self, digest: bytes) -> None:
         raise AssertionError
 
+    async def end(self, digest: bytes, now_s: float, address: str = "") -> None:
+        raise AssertionError
+
 
 class Clock:
     now_s = 1_800_000_000.0
@@ -132,6 +135,20 @@ async def test_a_login_here_is_known_at_once(login: Login, accounts: Accounts, c
     assert await outcome(login, OWNER, RIGHT, HOME) == "in"
     accounts.logins.append((clock.now_s, OWNER, HOME))  # as the store has written it
     assert await login.knows(OWNER.upper(), HOME) is True
+
+
+async def test_an_address_that_is_not_known_is_nobodys(login: Login, accounts: Accounts) -> None:
+    """Whoever makes proxies' headers disagree comes from there, too: nobody is let ahead because the owner once did."""
+    assert await outcome(login, OWNER, RIGHT, "") == "in"
+    accounts.asked = 0
+    assert await login.knows(OWNER, "") is False
+    assert accounts.asked == 0
+    told = await asyncio.gather(*(outcome(login, OWNER, "guess", "") for _ in range(30)))
+    assert accounts.asked <= 4  # as for other strangers
+    assert set(told) <= {"password", "busy", "delayed"}
+    for _ in range(12):
+        told.append(await outcome(login, OWNER, "guess", ""))
+    assert told[-1] == "delayed"  # and they wait like any other
 
 
 async def test_the_filter_forgets_nobody_and_takes_few_for_known(accounts: Accounts) -> None:

@@ -119,6 +119,37 @@ class TestHttps:
         assert gone.headers["set-cookie"].lower().count("; secure") == int(secure)
 
 
+class TestAnAddressThatCannotBeKnown:
+    """A trusted proxy passes on a header that it does not write: where it disagrees with its own, either may be the client's word."""
+
+    @staticmethod
+    def said(n: int) -> dict[str, str]:
+        return {"x-forwarded-for": f"198.51.100.{n}", "forwarded": f"for=203.0.113.{n}"}
+
+    async def test_no_network_holds_it(self, behind: Plane) -> None:
+        """Neither all there are, nor that of the proxy: it stands inside the very network that such a key is often bound to."""
+        for n, networks in enumerate((["0.0.0.0/0", "::/0"], ["10.0.0.0/8"], ["198.51.100.0/24", "203.0.113.0/24"])):
+            key = await behind.key(f"bound-{n}", behind.people[Role.ADMIN], networks=networks)
+            async with behind.client(key, peer=PROXY) as client:
+                for headers in (self.said(1), {"x-forwarded-for": "junk"}, {"forwarded": "for=_hidden"}, {"forwarded": "for=10.0.0.9, x"}):
+                    answer = await client.get("/v1/models", headers=headers)
+                    assert answer.status_code == 403, (networks, headers)
+
+    async def test_all_of_them_wait_as_one(self, proxied: httpx.AsyncClient) -> None:
+        login = {"email": "nobody@example.com", "password": "a wrong one"}
+        told = [(await proxied.post("/auth/login", json=login, headers=self.said(n))).status_code for n in range(40)]
+        assert told.count(401) <= 30
+        assert told[-1] == 429
+        others = {"email": f"{Role.ADMIN}@example.com", "password": PASSWORD}
+        assert (await proxied.post("/auth/login", json=others, headers=HTTPS)).status_code == 200  # whose address is known does not
+
+    async def test_it_is_written_down_as_unknown(self, behind: Plane) -> None:
+        async with behind.client(behind.token(Role.ADMIN), peer=PROXY) as client:
+            assert (await client.post("/admin/keys", json={"name": "k"}, headers=self.said(7))).status_code == 201
+            newest = (await client.get("/admin/audit")).json()["data"][0]
+        assert (newest["action"], newest["address"]) == ("create", None)
+
+
 async def test_the_change_log_names_the_client_behind_the_proxy(behind: Plane, plane: Plane) -> None:
     async with behind.client(plane.token(Role.ADMIN), peer=PROXY) as client:
         assert (await client.post("/admin/keys", json={"name": "k"}, headers=HTTPS)).status_code == 201
