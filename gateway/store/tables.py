@@ -103,7 +103,7 @@ refresh_tokens = Table(
     Column("family", Text, nullable=False, index=True),  # all tokens that descend from one login
     Column("user_id", Text, ForeignKey("users.id"), nullable=False, index=True),
     Column("token_epoch", Integer, nullable=False),
-    Column("created_at", Time, nullable=False),
+    Column("created_at", Time, nullable=False),  # of the login that it descends from
     Column("expires_at", Time, nullable=False, index=True),
     Column("used_at", Time),  # exchanged for its successor; seen again = stolen
 )
