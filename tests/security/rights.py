@@ -97,8 +97,8 @@ _USER_CHANGE = st.fixed_dictionaries(
 _MODELS = st.sampled_from([["*"], ["m"], ["m", "other"], ["m*"]])
 _NETWORKS = st.sampled_from([[], ["127.0.0.1"], ["127.1.0.0/16"], ["0.0.0.0/0"]])
 _EXPIRES = st.sampled_from([None, "1h", "30d"])
-_REACH = {"models": _MODELS, "networks": _NETWORKS, "expires": _EXPIRES}
-_KEY_CHANGE = st.fixed_dictionaries({}, optional={"scopes": _SCOPES, "rpm": _COUNT} | _REACH)
+_REACH: dict[str, st.SearchStrategy[Any]] = {"models": _MODELS, "networks": _NETWORKS, "expires": _EXPIRES}
+_KEY_CHANGE = st.fixed_dictionaries({}, optional={"scopes": _SCOPES, "rpm": _COUNT, **_REACH})
 _WITHIN = st.fixed_dictionaries({"models": st.just(["m"]), "networks": st.just(["127.0.0.1"]), "expires": st.just("1h")})
 _NEW_KEY = st.builds(
     lambda key, reach: key | reach,

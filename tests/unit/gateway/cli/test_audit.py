@@ -42,6 +42,16 @@ def test_listing(busy: Gateway) -> None:
     assert busy("audit", "list", "--since", "soon").code == 2
 
 
+def test_the_key_that_acted_is_shown(busy: Gateway, tmp_path: Path) -> None:
+    _behind_its_back(tmp_path, "UPDATE audit SET actor_key_id = 'k3v9x0q2m7ab' WHERE id = (SELECT max(id) FROM audit)")
+    assert "(key k3v9x0q2m7ab)" in busy("audit", "list").out
+    assert [entry["actor_key_id"] for entry in busy("audit", "list", "--actor", "k3v9x0q2m7ab", "--json").json] == ["k3v9x0q2m7ab"]
+    last, before = busy("audit", "export").out.splitlines()[:-3:-1]
+    assert json.loads(last)["actor_key_id"] == "k3v9x0q2m7ab"
+    assert "actor_key_id" not in json.loads(before)
+    assert busy("audit", "verify").code == 1, "nobody had written it"
+
+
 def test_a_whole_log(busy: Gateway, tmp_path: Path) -> None:
     whole = busy("audit", "verify")
     assert whole.code == 0, whole

@@ -16,7 +16,7 @@ from auth.tokens import AccessTokens
 from auth.turns import Turns
 from gateway import changes
 from gateway.changes import Actor
-from gateway.store import changelog, login_addresses, tokens, users
+from gateway.store import changelog, login_addresses, tokens, trail, users
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
 from gateway.store.logins import Accounts, RefreshTokens
@@ -155,6 +155,39 @@ async def test_a_life_shorter_than_that_of_a_refresh_token(db: Database, passwor
         assert (await conn.execute(select(refresh_tokens.c.expires_at))).scalars().all() == [clock() + 500]
     clock.now_s += 500
     assert await refusal(login, pair.refresh_token) == "expired"
+
+
+async def _logouts(db: Database) -> list[tuple[str | None, str | None, float]]:
+    async with db.read() as conn:
+        found, _ = await trail.newest(conn, trail.Wanted(action="logout"))
+    return [(entry.actor_user_id, entry.address, entry.at) for entry in found]
+
+
+async def test_a_logout_that_ended_a_login_is_in_the_audit_log(db: Database, login: Login, user: User, clock: Clock) -> None:
+    first = await login.login(user.email, PASSWORD)
+    second = await login.refresh(first.refresh_token)
+    await login.logout(second.refresh_token, "192.0.2.7")
+    assert await _logouts(db) == [(user.id, "192.0.2.7", clock())]
+    for text in (second.refresh_token, first.refresh_token, "anything"):  # nobody fills the log with what is over, or never was
+        await login.logout(text, "192.0.2.7")
+    assert len(await _logouts(db)) == 1
+    late = await login.login(user.email, PASSWORD)
+    clock.now_s += 1001
+    await login.logout(late.refresh_token)
+    assert len(await _logouts(db)) == 1, "it had run out"
+    stale = await login.login(user.email, PASSWORD)
+    await login.refresh(stale.refresh_token)
+    await login.logout(stale.refresh_token)  # one that was used before, of a login that goes on
+    assert len(await _logouts(db)) == 2
+    async with db.read() as conn:
+        assert not (await conn.execute(select(refresh_tokens.c.digest).where(refresh_tokens.c.expires_at > clock()))).first()
+
+
+async def test_a_login_of_a_disabled_user_is_not_logged_out(db: Database, generation: Generation, login: Login, user: User) -> None:
+    pair = await login.login(user.email, PASSWORD)
+    await changes.disable_user(db, generation, CLI, user.id)
+    await login.logout(pair.refresh_token)
+    assert await _logouts(db) == []
 
 
 async def test_logout_ends_the_family(login: Login, user: User) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth.principal import Role
 from gateway.store import trail, users
-from gateway.store.chain import Walk, canonical
+from gateway.store.chain import Walk, canonical, link, moment
 from gateway.store.engine import Database
 from gateway.store.errors import AuditHeadMissing
 from gateway.store.migrate import SCRIPTS, migrate
@@ -34,7 +34,7 @@ async def _append(conn: AsyncConnection, n: int, **more: object) -> int:
 async def _fill(db: Database, count: int) -> None:
     for n in range(1, count + 1):
         async with db.write() as conn:
-            assert await _append(conn, n) == n
+            assert await _append(conn, n, actor_key_id="thekey000000" if n == 4 else None) == n
 
 
 async def _unguarded(db: Database, *statements: str) -> None:
@@ -64,6 +64,7 @@ async def test_a_log_that_nobody_touched_is_whole(db: Database) -> None:
         wanted = line.pop("hash")
         previous = hashlib.sha256(previous + canonical(line)).digest()
         assert previous.hex() == wanted
+    assert [("actor_key_id" in trail.exported(entry)) for entry in entries] == [False, False, False, True, False]
     assert entries[0].after == {"name": "nübel 1", "rpm": 1, "models": ["*"]}
 
 
@@ -74,6 +75,10 @@ async def test_a_log_that_nobody_touched_is_whole(db: Database) -> None:
         (["UPDATE audit SET at = at - 1 WHERE id = 3"], 3),
         (["UPDATE audit SET actor_user_id = 'usr_other' WHERE id = 3"], 3),
         (["UPDATE audit SET address = '203.0.113.9' WHERE id = 3"], 3),
+        (["UPDATE audit SET actor_key_id = 'otherkey0000' WHERE id = 3"], 3),
+        (["UPDATE audit SET actor_key_id = '' WHERE id = 3"], 3),
+        (["UPDATE audit SET actor_key_id = NULL WHERE id = 4"], 4),
+        (["UPDATE audit SET actor_key_id = 'otherkey0000' WHERE id = 4"], 4),
         (["""UPDATE audit SET after = '{"name":"other"}' WHERE id = 3"""], 3),
         (["UPDATE audit SET after = 'no JSON' WHERE id = 3"], 3),
         (["UPDATE audit SET before = after, after = NULL WHERE id = 3"], 3),
@@ -180,7 +185,7 @@ async def test_a_change_that_is_taken_back_leaves_no_gap(db: Database) -> None:
 async def test_searching(db: Database) -> None:
     async with db.write() as conn:
         dana = await users.create(conn, "dana@example.com", Role.ADMIN, None, 1.0)
-        await _append(conn, 1, actor_user_id=dana.id, via="api", address="203.0.113.7")
+        await _append(conn, 1, actor_user_id=dana.id, via="api", address="203.0.113.7", actor_key_id="k3v9x0q2m7ab")
         await _append(conn, 2, action="revoke", after=None, before={"name": "50% off_"})
         await _append(conn, 3, entity="user", entity_id=dana.id, action="set_role", after={"note": 'a "quoted" \\ Thing'})
 
@@ -193,6 +198,7 @@ async def test_searching(db: Database) -> None:
 
     assert await ids() == [1, 2, 3]
     assert await ids(actor=dana.id) == await ids(actor="Dana@example.com") == [1]
+    assert await ids(actor="k3v9x0q2m7ab") == await ids(words="v9x0q2") == [1]
     assert await ids(action="revoke") == [2]
     assert await ids(entity="user", entity_id=dana.id) == [3]
     assert await ids(words="NÜBEL".replace("Ü", "ü")) == [1]
@@ -257,6 +263,48 @@ async def test_old_entries_are_chained_as_they_stand(empty_url: str, tmp_path: P
     assert (await verify(db)).faults == ()
     await _unguarded(db, "DELETE FROM audit WHERE id = 2")
     assert [f.id for f in (await verify(db)).faults] == [5]
+    await db.close()
+
+
+async def test_entries_from_before_keys_were_named_keep_their_hashes(empty_url: str, tmp_path: Path) -> None:
+    """The table as it was, with a chain in it, and its triggers in force before and after."""
+    older = tmp_path / "older"
+    shutil.copytree(SCRIPTS, older, ignore=shutil.ignore_patterns("__pycache__", "r0005*", "r0006*", "r0007*"))
+    await migrate(empty_url, older)
+    db, previous, lines = Database(empty_url), bytes(32), []
+    async with db.write() as conn:
+        for n in (1, 2, 3):
+            fields: dict[str, object] = {
+                "id": n,
+                "actor_user_id": "usr_1",
+                "via": "api",
+                "address": None,
+                "action": "create",
+                "entity": "key",
+            }
+            fields |= {"entity_id": f"k{n}", "before": None, "after": {"name": "ß"}}
+            previous = link(previous, fields | {"at": moment(1_700_000_000.5)})
+            lines.append(previous.hex())
+            values = fields | {"at": 1_700_000_000.5, "after": json.dumps(fields["after"]), "hash": previous}
+            columns = ", ".join(values)
+            await conn.execute(text(f"INSERT INTO audit ({columns}) VALUES ({', '.join(f':{name}' for name in values)})"), values)
+        await conn.execute(text(_set_head(json.dumps({"id": 3, "hash": previous.hex(), "count": 3}))))
+    await db.close()
+    await migrate(empty_url)
+    db = Database(empty_url)
+    async with db.write() as conn:
+        assert await _append(conn, 4, actor_key_id="k3v9x0q2m7ab") == 4
+    async with db.read() as conn:
+        entries, _ = await oldest(conn)
+    assert [entry.hash for entry in entries][:3] == lines
+    assert [entry.actor_key_id for entry in entries] == [None, None, None, "k3v9x0q2m7ab"]
+    assert (await verify(db, (3, lines[2]))).faults == ()
+    for statement in ("UPDATE audit SET actor_key_id = NULL", "DELETE FROM audit WHERE id = 4"):
+        with pytest.raises(DBAPIError, match="append-only"):
+            async with db.write() as conn:
+                await conn.execute(text(statement))
+    await _unguarded(db, "UPDATE audit SET actor_key_id = 'k' WHERE id = 2")
+    assert [fault.id for fault in (await verify(db)).faults] == [2]
     await db.close()
 
 
