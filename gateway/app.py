@@ -44,11 +44,11 @@ from gateway.metering.ledger import SegmentWriter
 from gateway.metering.log import RequestLog
 from gateway.metering.meter import Meter
 from gateway.metering.names import make_metrics
-from gateway.routing.document import RevisionDocument
 from gateway.routing.health import HealthBoard
 from gateway.routing.probes import FILE_NAME as PROBES_FILE
 from gateway.routing.probes import ProbeFile
 from gateway.routing.retries import RetryBudgets
+from gateway.routing.stored import read_stored
 from gateway.routing.table import BackendSpec, RouteTable, Timeouts, build_table
 from gateway.runtime import Control, Relay
 from gateway.store import revisions, signing
@@ -57,7 +57,8 @@ from gateway.store.errors import StoreUnavailable
 from gateway.store.generation import Generation
 from gateway.store.live import LiveTables
 from gateway.store.logins import Accounts, RefreshTokens
-from gateway.store.secret_key import derive, load_secret_keys
+from gateway.store.own_key import settle_keys
+from gateway.store.secret_key import derive
 from gateway.store.secrets import SecretBox, read_all
 from gateway.store.spending import Spending
 from gateway.wire.tokens import Tokenizer, TokenizerFault, Tokenizers
@@ -248,9 +249,9 @@ class Services:
     @classmethod
     async def open(cls, settings: Settings) -> Services:
         """Load everything that a request may need, so that no request waits for the store."""
-        keys = load_secret_keys(*settings.secret_key_sources())
-        box = SecretBox.of(keys)
         db = Database(settings.database)
+        keys = await settle_keys(db, settings.secret_key_sources())
+        box = SecretBox.of(keys)
         generation = Generation(settings.run_dir / "generation")
         await ensure_signing_key(db, generation, Actor(user_id=None, via="init"), box=box, algorithm=settings.jwt_algorithm)
         live = await LiveTables.load(db, settings.stale_s)
@@ -287,9 +288,9 @@ class Services:
             secrets = await read_all(conn, self.box)
         if revision is None:
             return self.relay.table
-        s = self.settings
+        s, stored = self.settings, read_stored(revision.document)
         table = build_table(
-            RevisionDocument.model_validate(revision.document),
+            stored.document,
             revision.id,
             int(revision.info.created_at),
             self._backends.open,
@@ -297,6 +298,7 @@ class Services:
             secrets,
             lambda spec, upstream_model: self.relay.health.of((spec, upstream_model)),
             self._retries.of,
+            stored.problems,
         )
         for problem in table.problems:
             logger.warning("route table", problem=problem)

@@ -16,6 +16,7 @@ from gateway.errors import NotFound
 from gateway.routing.document import LocalEntry, RevisionDocument, take_secrets
 from gateway.routing.faults import DocumentInvalid, Fault
 from gateway.routing.reading import check_document
+from gateway.routing.stored import read_stored
 from gateway.runtime import Control
 from gateway.store import revisions
 from gateway.store.revisions import Revision, RevisionInfo
@@ -164,7 +165,7 @@ async def _check(control: Control, data: dict[str, Any]) -> tuple[RevisionDocume
     """Absolute paths come from the configuration file alone; those that are live already may stay, so that the rest can be edited."""
     async with control.db.read() as conn:
         live = await revisions.live_revision(conn)
-    known = _absolute_paths(RevisionDocument.model_validate(live.document)) if live else {}
+    known = _absolute_paths(read_stored(live.document).document) if live else {}
     document, faults = check_document(data, absolute_paths=bool(known))
     if document is not None:
         places = [place for path, found in _absolute_paths(document).items() if path not in known for place in found]

@@ -8,6 +8,7 @@ from typing import Any
 from gateway.changes.actor import Actor, Change, change
 from gateway.errors import Conflict, InvalidRequest, NotFound
 from gateway.routing.document import numbered, secret_name
+from gateway.routing.reading import check_document
 from gateway.store import revisions, secrets
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
@@ -43,8 +44,7 @@ async def apply_revision(
         step.require_admin()
         if new_secrets and box is not None:
             document = await _with_stored(step, box, document, new_secrets)
-        known = {info.name for info in await secrets.names(step.conn)}
-        if missing := sorted(secret_names(document) - known):
+        if missing := await _missing(step, document):
             raise InvalidRequest(f"The document refers to a secret that is not stored: {missing[0]}.", param=missing[0])
         live = await revisions.live_id(step.conn)
         if expected is not None and live != expected:
@@ -63,7 +63,10 @@ async def apply_revision(
 
 
 async def rollback(db: Database, generation: Generation, actor: Actor, revision_id: int | None = None) -> Revision:
-    """Make an earlier revision live again: the given one, else the one that was live when the present one was made."""
+    """Make an earlier revision live again: the given one, else the one that was live when the present one was made.
+
+    It is checked as a new one would be: rules and stored secrets may have changed since it was written. `Conflict` says what is unfit.
+    """
     async with change(db, generation, actor) as step:
         step.require_admin()
         live = await revisions.live_revision(step.conn)
@@ -76,6 +79,7 @@ async def rollback(db: Database, generation: Generation, actor: Actor, revision_
         if target is None:
             raise NotFound(f"There is no revision {target_id}.")
         if target.id != live.id:
+            await _require_fit(step, target)
             await _go_live(step, "rollback", target, live.id)
         return target
 
@@ -108,6 +112,19 @@ def secret_names(document: Any) -> set[str]:
     if isinstance(document, list):
         return set().union(*(secret_names(value) for value in document))
     return set()
+
+
+async def _missing(step: Change, document: Any) -> list[str]:
+    """The secrets that a document refers to and that are not stored."""
+    return sorted(secret_names(document) - {info.name for info in await secrets.names(step.conn)})
+
+
+async def _require_fit(step: Change, revision: Revision) -> None:
+    _, faults = check_document(revision.document)
+    if faults:
+        raise Conflict(f"Revision {revision.id} cannot go live again: {'; '.join(map(str, faults))}.")
+    if missing := await _missing(step, revision.document):
+        raise Conflict(f"Revision {revision.id} cannot go live again: the secret {missing[0]} is not stored any more.")
 
 
 async def _with_stored(step: Change, box: SecretBox, document: dict[str, Any], new_secrets: Mapping[str, str]) -> dict[str, Any]:

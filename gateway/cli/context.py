@@ -36,17 +36,17 @@ class Context:
     generation: Generation
     actor: Actor
 
-    def box(self) -> SecretBox:
+    async def box(self) -> SecretBox:
         """The encryption of stored secrets. Raises `SecretKeyRefused`."""
         from gateway.store.secrets import SecretBox
 
-        return SecretBox.of(self.secret_keys())
+        return SecretBox.of(await self.secret_keys())
 
-    def secret_keys(self) -> SecretKeys:
-        """GATEWAY_SECRET_KEY and the one before it. Raises `SecretKeyRefused`."""
-        from gateway.store.secret_key import load_secret_keys
+    async def secret_keys(self) -> SecretKeys:
+        """GATEWAY_SECRET_KEY and the one before it. Raises `SecretKeyRefused`, also where they are not this database's."""
+        from gateway.store.own_key import check_keys
 
-        return load_secret_keys(*self.settings.secret_key_sources())
+        return await check_keys(self.db, self.settings.secret_key_sources())
 
 
 def in_context(work: Callable[[Context], Awaitable[_T]]) -> _T:

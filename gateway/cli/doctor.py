@@ -133,11 +133,11 @@ async def _admin(db: Database) -> list[Finding]:
 async def _signing(db: Database, settings: Settings) -> list[Finding]:
     from gateway.store import meta, signing
     from gateway.store.errors import StoreFault
-    from gateway.store.secret_key import load_secret_keys
+    from gateway.store.own_key import check_keys
     from gateway.store.secrets import SecretBox
 
     try:
-        keys = load_secret_keys(*settings.secret_key_sources())
+        keys = await check_keys(db, settings.secret_key_sources())
         async with db.read() as conn:
             known = await signing.read_all(conn, SecretBox.of(keys), time.time())
             replacing = await meta.secret_key_is_previous(conn, keys)
@@ -155,8 +155,7 @@ async def _signing(db: Database, settings: Settings) -> list[Finding]:
 async def _routes(db: Database, settings: Settings) -> list[Finding]:
     from gateway.cli.folders import folder_faults
     from gateway.routing.document import secret_names
-    from gateway.routing.faults import DocumentInvalid
-    from gateway.routing.reading import parse_document
+    from gateway.routing.stored import read_stored
     from gateway.store import revisions
     from gateway.store import secrets as stored
 
@@ -165,11 +164,10 @@ async def _routes(db: Database, settings: Settings) -> list[Finding]:
         names = {info.name for info in await stored.names(conn)}
     if live is None:
         return [Finding("revision", True, "there is none yet; `gateway serve` writes the first")]
-    try:
-        document = parse_document(live.document)
-    except DocumentInvalid as invalid:
-        return [Finding("revision", False, f"revision {live.id}: {f}", "Apply a corrected file, or roll back.") for f in invalid.faults]
+    read = read_stored(live.document)
+    document = read.document
     found = [Finding("revision", True, f"revision {live.id} is live, with {len(document.models)} models")]
+    found += [Finding("revision", False, problem, "Apply a corrected file; the rest goes on serving.") for problem in read.problems]
     found += [
         Finding("secrets", False, f"the live revision needs the secret {name}", f"Run `gateway secrets set {name}`.")
         for name in sorted(secret_names(document) - names)
@@ -183,10 +181,10 @@ async def _routes(db: Database, settings: Settings) -> list[Finding]:
 async def _sealed(db: Database, settings: Settings) -> list[Finding]:
     from gateway.store import secrets as stored
     from gateway.store.errors import StoreFault
-    from gateway.store.secret_key import load_secret_keys
+    from gateway.store.own_key import check_keys
 
     try:
-        box = stored.SecretBox.of(load_secret_keys(*settings.secret_key_sources()))
+        box = stored.SecretBox.of(await check_keys(db, settings.secret_key_sources()))
         async with db.read() as conn:
             await stored.read_all(conn, box)
     except StoreFault as fault:

@@ -131,14 +131,14 @@ def _live(key: str = "") -> _Live:
     from gateway.cli.folders import local_states
     from gateway.cli.revisions import revision_or_live
     from gateway.routing.probes import FILE_NAME, read_probes
-    from gateway.routing.reading import parse_document
+    from gateway.routing.stored import read_stored
 
     async def work(ctx: Context) -> tuple[Revision, Mapping[str, str], tuple[int, dict[str, Probed]], ApiKey | None]:
         probes = read_probes(ctx.settings.run_dir / FILE_NAME)
         return await revision_or_live(ctx, None), local_states(ctx.settings), probes, await _key(ctx, key) if key else None
 
     revision, states, (probed_revision, probes), found = in_context(work)
-    return _Live(revision.id, parse_document(revision.document), states, probes if probed_revision == revision.id else {}, found)
+    return _Live(revision.id, read_stored(revision.document).document, states, probes if probed_revision == revision.id else {}, found)
 
 
 async def _key(ctx: Context, text: str) -> ApiKey:

@@ -26,7 +26,6 @@ class Installation:
     admin_email: str
     admin_created: bool
     migrated: bool
-    copy: Path | None
     password: str | None
 
 
@@ -43,8 +42,6 @@ def init(as_json: Json = False) -> None:
 
 def announce(made: Installation) -> None:
     """What the person should know, on stderr; a password that was made here is shown this once."""
-    if made.copy is not None:
-        tell(f"The database was brought up to date; a copy of the old one is {made.copy}")
     if made.password is not None:
         tell(f"The first admin is {made.admin_email}, with the password {made.password} (shown only now)")
 
@@ -58,29 +55,37 @@ async def initialise(settings: Settings) -> Installation:
     from gateway.store import meta
     from gateway.store.engine import Database
     from gateway.store.generation import Generation
-    from gateway.store.migrate import migrate
-    from gateway.store.secret_key import load_secret_keys
+    from gateway.store.own_key import keys_for, settle_keys
     from gateway.store.secrets import SecretBox
 
     url = database_url(settings)
     make_home(settings)
-    keys = load_secret_keys(*settings.secret_key_sources())
-    migration = await migrate(url)
+    await keys_for(url, settings.secret_key_sources())  # before anything is changed
+    migrated = await bring_up_to_date(url)
     db, generation = Database(url), Generation(settings.run_dir / "generation")
     try:
-        async with db.write() as conn:
+        keys = await settle_keys(db, settings.secret_key_sources())
+        async with db.read() as conn:
             replacing = await meta.secret_key_is_previous(conn, keys)
-            if not replacing and not await meta.secret_key_matches(conn, keys.current):
-                fail("GATEWAY_SECRET_KEY is not the one that this database was set up with: its stored secrets cannot be read.")
         if replacing:
             tell("GATEWAY_SECRET_KEY is a new one: once every server runs with it, `gateway secrets rotate` lets you forget the old one.")
         init, box = Actor(user_id=None, via="init"), SecretBox.of(keys)
         await ensure_signing_key(db, generation, init, box=box, algorithm=settings.jwt_algorithm)
         email, created, password = await _first_admin(db, generation, settings)
-        return Installation(settings.home, email, created, migration.changed, migration.copy, password)
+        return Installation(settings.home, email, created, migrated, password)
     finally:
         generation.close()
         await db.close()
+
+
+async def bring_up_to_date(url: str) -> bool:
+    """True: the database was made or changed. Says at once where the copy of the old one is: what follows may fail."""
+    from gateway.store.migrate import migrate
+
+    migration = await migrate(url)
+    if migration.copy is not None:
+        tell(f"The database was brought up to date; a copy of the old one is {migration.copy}")
+    return migration.changed
 
 
 async def _first_admin(db: Database, generation: Generation, settings: Settings) -> tuple[str, bool, str | None]:

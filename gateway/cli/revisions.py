@@ -13,7 +13,7 @@ import typer
 from gateway.cli.context import Context, config_environment, in_context
 from gateway.cli.moments import rfc3339
 from gateway.cli.options import File, Json
-from gateway.cli.output import CommandFailed, fail, show, show_json, show_table
+from gateway.cli.output import CommandFailed, fail, show, show_json, show_table, tell
 from gateway.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -63,13 +63,16 @@ def export(
 ) -> None:
     """Print a revision as a file that `apply` accepts. Keys are printed as references, never as text."""
     from gateway.routing.file import export_yaml
-    from gateway.routing.reading import parse_document
+    from gateway.routing.reading import check_document
 
     found = in_context(lambda ctx: revision_or_live(ctx, revision))
+    document, faults = check_document(found.document)
+    for fault in faults:
+        tell(f"Revision {found.id} would be refused today: {fault}")
     if as_json:
         show_json(found.document)
     else:
-        show(export_yaml(parse_document(found.document)).rstrip("\n"))
+        show(export_yaml(found.document if document is None else document.as_dict()).rstrip("\n"))
 
 
 def revisions(
@@ -129,7 +132,7 @@ async def apply_document(ctx: Context, document: RevisionDocument, note: str) ->
         ctx.actor,
         stored.as_dict(),
         note,
-        box=ctx.box() if taken else None,
+        box=await ctx.box() if taken else None,
         new_secrets=taken,
         file_digest=fingerprint(document),
     )

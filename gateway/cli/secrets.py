@@ -30,7 +30,11 @@ def set_secret(name: Name, as_json: Json = False) -> None:
     value = sys.stdin.readline().rstrip("\r\n")
     if not value:
         fail("The value is empty: give it on stdin.")
-    changed = in_context(lambda ctx: changes.set_secret(ctx.db, ctx.generation, ctx.actor, name, value, box=ctx.box()))
+
+    async def work(ctx: Context) -> bool:
+        return await changes.set_secret(ctx.db, ctx.generation, ctx.actor, name, value, box=await ctx.box())
+
+    changed = in_context(work)
     if as_json:
         show_json({"name": name, "changed": changed})
     else:
@@ -91,7 +95,10 @@ def rotate(
 def _reseal(as_json: bool) -> None:
     from gateway import changes
 
-    stored, keys = in_context(lambda ctx: changes.reseal_secrets(ctx.db, ctx.generation, ctx.actor, keys=ctx.secret_keys()))
+    async def work(ctx: Context) -> tuple[int, int]:
+        return await changes.reseal_secrets(ctx.db, ctx.generation, ctx.actor, keys=await ctx.secret_keys())
+
+    stored, keys = in_context(work)
     if as_json:
         show_json({"secrets": stored, "signing_keys": keys})
     else:
@@ -102,7 +109,7 @@ def _rotate_signing(at_once: bool, as_json: bool) -> None:
     from gateway import changes
 
     async def work(ctx: Context) -> tuple[str, str]:
-        algorithm, box = ctx.settings.jwt_algorithm, ctx.box()
+        algorithm, box = ctx.settings.jwt_algorithm, await ctx.box()
         kid = await changes.rotate_signing_key(ctx.db, ctx.generation, ctx.actor, box=box, algorithm=algorithm, at_once=at_once)
         return kid, algorithm
 

@@ -18,15 +18,15 @@ from backends.local import LocalModels, LocalSpec
 from gateway.keeper.probes import Prober, needs_secrets, wanted_probes
 from gateway.keeper.samples import client, scrape
 from gateway.keeper.ship import Shipper
-from gateway.routing.document import RevisionDocument
 from gateway.routing.probes import FILE_NAME as PROBES_FILE
+from gateway.routing.stored import read_stored
 from gateway.routing.table import local_specs
 from gateway.settings import Settings
 from gateway.store import login_addresses, password_links, revisions, samples, tokens
 from gateway.store.engine import Database
 from gateway.store.errors import StoreUnavailable
 from gateway.store.generation import Generation
-from gateway.store.secret_key import load_secret_keys
+from gateway.store.own_key import check_keys
 from gateway.store.secrets import SecretBox, read_all
 
 logger = structlog.get_logger(__name__)
@@ -141,13 +141,13 @@ class Keeper:
             await self._models.set_wanted([])
             self._prober.set_wanted(0, {})
             return
-        document = RevisionDocument.model_validate(revision.document)
+        document = read_stored(revision.document).document
         await self._models.set_wanted([LocalSpec(spec.path, spec.port, absolute_allowed=True) for spec in local_specs(document)])
         secrets = await self._secrets() if needs_secrets(document) else {}
         self._prober.set_wanted(revision.id, wanted_probes(document, secrets))
 
     async def _secrets(self) -> dict[str, str]:
-        box = SecretBox.of(load_secret_keys(*self._settings.secret_key_sources()))
+        box = SecretBox.of(await check_keys(self._db, self._settings.secret_key_sources()))
         async with self._db.read() as conn:
             return await read_all(conn, box)
 

@@ -59,9 +59,9 @@ def read_text(text: str, environ: Mapping[str, str], further: Check | None = Non
     return document
 
 
-def export_yaml(document: RevisionDocument) -> str:
-    """The document as a file that `read_text` accepts; in stored documents keys are references, so none is shown."""
-    data = _escaped(document.as_dict())
+def export_yaml(document: Mapping[str, Any]) -> str:
+    """A stored document as a file: `read_text` accepts it if it is fit, and says what is wrong if not. Keys in it are references."""
+    data = _escaped(document)
     return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=110))
 
 
@@ -82,7 +82,7 @@ def _escaped(value: Any) -> Any:
         return value.replace("${", "$${")
     if isinstance(value, list):
         return [_escaped(item) for item in value]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _escaped(item) for key, item in value.items()}
     return value
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -98,7 +98,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RouteTable:
-    """All routes of one revision. `problems`: sentences for the log about targets that had to be left out.
+    """All routes of one revision. `problems`: sentences for the log about what had to be left out.
 
     `health_keys`: backend and upstream model of every target, what a `HealthBoard` must go on remembering.
     """
@@ -132,13 +132,15 @@ def build_table(
     secrets: Mapping[str, str],
     health_of: Callable[[BackendSpec, str], Health] = _unwatched,
     retries_of: Callable[[str, float], RetryBudget] = _fresh_budget,
+    problems: Sequence[str] = (),
 ) -> RouteTable:
     """The table of one revision. `created`: Unix seconds. `secrets`: plain values by name.
 
     `health_of`: by backend and upstream model; `retries_of`: by route id and ratio. Both live over revisions.
-    A target whose secret is missing is left out rather than sent without its credential; the others go on serving.
+    A target whose secret is missing is left out rather than sent without its credential; the others go on serving. `problems`: what was
+    left out of the document before (`routing.stored`).
     """
-    problems: list[str] = []
+    found = list(problems)
     named: set[tuple[BackendSpec, str]] = set()
 
     def watched(spec: BackendSpec, upstream_model: str) -> Health:
@@ -146,7 +148,9 @@ def build_table(
         return health_of(spec, upstream_model)
 
     def route_of(model: ModelEntry) -> Route:
-        targets = tuple(_targets(model, open_backend, secrets, problems, watched))
+        targets = tuple(_targets(model, open_backend, secrets, found, watched))
+        if not targets:
+            found.append(f"model {model.id} has no backend left: its requests get 503, or its fallback")
         policy, retries = policy_of(model, targets), model.retries
         return Route(
             id=model.id,
@@ -170,7 +174,7 @@ def build_table(
         )
 
     routes = {model.id: route_of(model) for model in document.models}
-    return RouteTable(revision_id, routes, tuple(problems), frozenset(named))
+    return RouteTable(revision_id, routes, tuple(found), frozenset(named))
 
 
 def local_specs(document: RevisionDocument) -> tuple[BackendSpec, ...]:

@@ -27,6 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 import migrations
 from gateway.store.engine import away, dialect_of, postgres_engine, sqlite_engine
 from gateway.store.errors import DatabaseTooNew, MigrationFailed, StoreUnavailable
+from gateway.store.peek import peek
 
 SCRIPTS = Path(migrations.__file__).parent
 _LOCK = 0x6777_6D67  # "gwmg", PostgreSQL advisory lock
@@ -70,14 +71,7 @@ def head(scripts: Path = SCRIPTS) -> str:
 
 async def is_current(url: str) -> bool:
     """Has the database exactly the schema of this code? Changes nothing. Raises `StoreUnavailable`."""
-    sqlite = dialect_of(url) == "sqlite"
-    if sqlite and not _sqlite_path(url).exists():
-        return False
-    engine = sqlite_engine(url, "BEGIN", pool_size=1, read_only=True) if sqlite else postgres_engine(url, pooled=False)
-    try:
-        return await _in_transaction(engine, lambda conn: MigrationContext.configure(conn).get_current_revision()) == head()
-    finally:
-        await engine.dispose()
+    return await peek(url, lambda conn: MigrationContext.configure(conn).get_current_revision()) == head()
 
 
 async def known_revision(url: str) -> str | None:
@@ -85,14 +79,7 @@ async def known_revision(url: str) -> str | None:
 
     Raises `DatabaseTooNew` and `StoreUnavailable`.
     """
-    sqlite = dialect_of(url) == "sqlite"
-    if sqlite and not _sqlite_path(url).exists():
-        return None
-    engine = sqlite_engine(url, "BEGIN", pool_size=1, read_only=True) if sqlite else postgres_engine(url, pooled=False)
-    try:
-        return await _in_transaction(engine, lambda conn: _known_revision(conn, SCRIPTS))
-    finally:
-        await engine.dispose()
+    return await peek(url, lambda conn: _known_revision(conn, SCRIPTS))
 
 
 async def _migrate_sqlite(url: str, scripts: Path) -> Migration:
@@ -107,19 +94,20 @@ async def _migrate_sqlite(url: str, scripts: Path) -> Migration:
                 return await _in_transaction(engine, lambda conn: _upgrade_sqlite(conn, path, scripts))
             finally:
                 await engine.dispose()
+                _draft(path).unlink(missing_ok=True)  # of an attempt that changed nothing
     except OSError as error:
         raise MigrationFailed(f"The database {path} cannot be opened or made: {error.strerror or type(error).__name__}.") from None
 
 
 def _upgrade_sqlite(conn: Connection, path: Path, scripts: Path) -> Migration:
     before = _known_revision(conn, scripts)
-    copy = None
-    if before is not None and before != head(scripts):
-        copy = _copy_aside(path, before)
+    copying = before is not None and before != head(scripts)
+    if copying:
+        _copy_aside(path)
     after = _upgrade(conn, scripts)
     if conn.execute(text("PRAGMA foreign_key_check")).first() is not None:
         raise MigrationFailed("The migration would have left rows that refer to nothing; the database is as it was.")
-    return Migration(before, after, copy)
+    return Migration(before, after, _keep_copy(path, str(before)) if copying else None)
 
 
 def _upgrade_postgres(conn: Connection, scripts: Path) -> Migration:
@@ -187,10 +175,27 @@ def _create_private(path: Path) -> None:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
-def _copy_aside(path: Path, revision: str) -> Path:
-    """A whole copy, the write-ahead log included, next to the file."""
+def _draft(path: Path) -> Path:
+    """Where the copy lies until the migration has succeeded; one that is left there by a killed process is written over."""
+    return path.with_name(f"{path.name}.copy.part")
+
+
+def _copy_aside(path: Path) -> None:
+    """A whole copy, the write-ahead log included, next to the file. Raises `MigrationFailed`."""
+    draft = _draft(path)
+    try:
+        draft.unlink(missing_ok=True)
+        _create_private(draft)
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(draft)) as target:
+            source.backup(target)
+    except (sqlite3.Error, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise MigrationFailed(
+            f"The database could not be copied aside before it is brought up to date ({reason}): it is as it was. "
+            f"{path.parent} needs room for a second {path.name}."
+        ) from None
+
+
+def _keep_copy(path: Path, revision: str) -> Path:
     copy = path.with_name(f"{path.name}.{revision}.{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.copy")
-    _create_private(copy)
-    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
-        source.backup(target)
-    return copy
+    return _draft(path).rename(copy)

@@ -45,20 +45,27 @@ class SecretKeys:
     previous: tuple[str, ...] = field(default=(), repr=False)
 
 
-def load_secret_keys(home: Path, configured: str = "", file: Path | None = None, previous: str = "") -> SecretKeys:
-    """`configured` if given, else the content of `file`, else that of `home/secret.key`, which is made where there is none.
+def load_secret_keys(home: Path, configured: str = "", file: Path | None = None, previous: str = "", *, create: bool = False) -> SecretKeys:
+    """`configured` if given, else the content of `file`, else that of `home/secret.key`, which is made where there is none (`create`).
 
-    The one before it: `previous` if given, else the content of `home/secret.key.previous`, if that is there. Raises `SecretKeyRefused`.
+    The one before it: as `load_previous` has it. Whether they are a database's is for `own_key` to say. Raises `SecretKeyRefused`.
     """
     if configured and file is not None:
         raise SecretKeyRefused("GATEWAY_SECRET_KEY and GATEWAY_SECRET_KEY_FILE are both set: leave one of them empty.")
     if file is not None:
         current = check_secret_key(_read(file, writable_only=True), f"GATEWAY_SECRET_KEY_FILE ({file})")
-    else:
+    elif configured or create:
         current = load_or_create_secret_key(home, configured)
+    else:
+        current = check_secret_key(_read(home / FILE_NAME), str(home / FILE_NAME))
+    return SecretKeys(current, tuple(key for key in load_previous(home, previous) if key != current))
+
+
+def load_previous(home: Path, previous: str = "") -> tuple[str, ...]:
+    """`previous` if given, else the content of `home/secret.key.previous`, if that is there. Raises `SecretKeyRefused`."""
     if not previous and (home / PREVIOUS_FILE_NAME).exists():
         previous = _read(home / PREVIOUS_FILE_NAME)
-    return SecretKeys(current, (previous,) if previous and previous != current else ())
+    return (previous,) if previous else ()
 
 
 def load_or_create_secret_key(home: Path, configured: str = "") -> str:

@@ -152,6 +152,21 @@ async def test_a_revision_that_could_not_be_loaded_is_tried_again(house: House) 
                 await asyncio.sleep(0.02)
 
 
+async def test_what_an_older_version_accepted_keeps_no_server_from_starting(house: House) -> None:
+    """One backend at an address that is refused today: the rest of the revision serves, and the problem is said."""
+    unfit = {"type": "custom", "base_url": "http://0.0.0.0:8000/v1"}
+    models = [{"id": "m", "backends": [unfit, {"type": "echo"}]}, {"id": "n", "backends": [unfit]}]
+    await apply_revision(house.db, house.generation, CLI, {"models": models})
+    async with serving(house) as services:
+        table = services.relay.table
+        assert {name: [target.id for target in route.targets] for name, route in table.routes.items()} == {"m": ["echo-1"], "n": []}
+        assert [problem.partition(":")[0] for problem in table.problems] == [
+            "backend custom-1 of model m is left out",
+            "backend custom-1 of model n is left out",
+            "model n has no backend left",
+        ]
+
+
 async def test_nothing_looks_at_what_is_closed(house: House) -> None:
     said: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(str(context)))

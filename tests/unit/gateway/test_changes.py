@@ -278,18 +278,39 @@ async def test_only_an_admin_changes_people_routes_and_secrets(house: House, adm
     assert await house.dump() == before
 
 
+def named(model: str) -> dict[str, Any]:
+    return {"models": [{"id": model, "backends": [{"type": "echo"}]}]}
+
+
+async def test_a_rollback_is_checked_as_a_new_revision_is(house: House, admin: User) -> None:
+    """What an older version accepted, and what refers to a secret that was deleted since, does not go live again."""
+    unfit = await house.apply_revision(CLI, {"models": [{"id": "m", "backends": [{"type": "custom", "base_url": "http://0.0.0.0:1/v1"}]}]})
+    backend = {"type": "custom", "base_url": "http://127.0.0.1:1/v1", "api_key": {"secret": "gone"}}
+    document = {"models": [{"id": "m", "backends": [backend]}]}
+    poorer = await house.apply_revision(CLI, document, box=BOX, new_secrets={"gone": "sk-upstream"})
+    live = await house.apply_revision(CLI, named("m"))
+    await house.delete_secret(CLI, "gone")
+    before = await house.dump()
+    with pytest.raises(Conflict, match=r"models\[0\].backends\[0\].base_url: has an address that servers listen on"):
+        await house.rollback(CLI, unfit.id)
+    with pytest.raises(Conflict, match="secret gone is not stored"):
+        await house.rollback(CLI, poorer.id)
+    assert await house.dump() == before
+    assert (await house.rollback(CLI, live.id)).id == live.id
+
+
 async def test_revisions_go_live_and_back(house: House, admin: User) -> None:
-    first = await house.apply_revision(CLI, {"models": {"a": 1}}, "first", file_digest="f1")
-    second = await house.apply_revision(acting(admin), {"models": {"a": 2}}, "second")
+    first = await house.apply_revision(CLI, named("a"), "first", file_digest="f1")
+    second = await house.apply_revision(acting(admin), named("b"), "second")
     assert (first.info.author, second.info.author) == ("cli", admin.id)
     assert first.info.parent_id is None
     assert second.info.parent_id == first.id
     assert (await house.rollback(CLI)).id == first.id
-    third = await house.apply_revision(CLI, {"models": {"a": 3}}, "third")
+    third = await house.apply_revision(CLI, named("c"), "third")
     async with house.db.read() as conn:
         live = await revisions.live_revision(conn)
         assert live is not None
-        assert (live.id, live.document, live.digest) == (third.id, {"models": {"a": 3}}, revisions.content_digest({"models": {"a": 3}}))
+        assert (live.id, live.document, live.digest) == (third.id, named("c"), revisions.content_digest(named("c")))
         assert [r.id for r in await revisions.page(conn)] == [third.id, second.id, first.id]
         assert await revisions.last_file_digest(conn) == "f1"
     assert (await house.rollback(CLI)).id == first.id, "back to what was live before, not to the revision that was rolled back"
@@ -312,16 +333,18 @@ async def test_a_rollback_sends_each_backend_the_key_it_had(house: House, admin:
     """Each revision names another host and another key: going back must not send the new key to the old host."""
 
     async def applied(host: str, key: str) -> Revision:
-        document = {"backends": [{"base_url": host, "api_key": {"secret": "chat/1"}}]}
+        backend = {"type": "custom", "base_url": host, "api_key": {"secret": "chat/1"}}
+        document = {"models": [{"id": "chat", "backends": [backend]}]}
         return await house.apply_revision(CLI, document, box=BOX, new_secrets={"chat/1": key})
 
     revisions_ = [await applied("http://a", "key-a"), await applied("http://b", "key-b"), await applied("http://c", "key-a")]
     revisions_ += [await applied("http://d", "key-b")]
     async with house.db.read() as conn:
         stored = await secrets.read_all(conn, BOX)
-    assert [stored[r.document["backends"][0]["api_key"]["secret"]] for r in revisions_] == ["key-a", "key-b", "key-a", "key-b"]
+    assert [stored[r.document["models"][0]["backends"][0]["api_key"]["secret"]] for r in revisions_] == ["key-a", "key-b", "key-a", "key-b"]
     assert stored == {"chat/1": "key-a", "chat/1~2": "key-b"}
-    assert (await house.rollback(CLI, revisions_[0].id)).document["backends"][0] == {
+    assert (await house.rollback(CLI, revisions_[0].id)).document["models"][0]["backends"][0] == {
+        "type": "custom",
         "base_url": "http://a",
         "api_key": {"secret": "chat/1"},
     }

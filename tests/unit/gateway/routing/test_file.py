@@ -40,7 +40,7 @@ def test_the_example_of_the_design() -> None:
     document = read_text(DESIGN_EXAMPLE, {"UPSTREAM_KEY": "sk-up"})
     stored, taken = take_secrets(document)
     assert taken == {"chat/custom-1": "sk-up"}
-    exported = export_yaml(stored)
+    exported = export_yaml(stored.as_dict())
     assert "sk-up" not in exported
     assert canonical(read_text(exported, {})) == canonical(stored)
 
@@ -107,7 +107,7 @@ models:
 def test_export_escapes_what_looks_like_a_variable() -> None:
     document = read_text('models:\n  - {id: m, name: "$${X} ${Y}", backends: [{type: echo}]}\n', {"Y": "${Z}"})
     assert document.models[0].name == "${X} ${Z}"
-    assert read_text(export_yaml(document), {}) == document
+    assert read_text(export_yaml(document.as_dict()), {}) == document
 
 
 def test_a_variable_cannot_inject_structure() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import shutil
 import sqlite3
 import stat
@@ -157,3 +158,35 @@ async def test_faults_are_plain_sentences(tmp_path: Path) -> None:
     assert away.value.reason == "SQLITE_NOTADB"
     with pytest.raises(StoreUnavailable):
         await migrate("postgresql+asyncpg://nobody:secret@127.0.0.1:1/none")
+
+
+def _folder(url: str) -> list[str]:
+    folder = Path(url.partition(":///")[2]).parent
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith((".lock", "-wal", "-shm")))
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+async def test_a_failed_attempt_leaves_no_copy(database_url: str, tmp_path: Path) -> None:
+    """Nothing was changed, so there is nothing to keep: however often it is tried."""
+    failing = _scripts(tmp_path / "failing", "op.execute('SELECT no_such_column FROM users')")
+    before = _folder(database_url)
+    for _ in range(2):
+        with pytest.raises(MigrationFailed):
+            await migrate(database_url, failing)
+    assert _folder(database_url) == before
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+async def test_a_copy_that_cannot_be_made_stops_the_migration(database_url: str, newer: Path) -> None:
+    await _fill(database_url)
+    before = _folder(database_url)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # as a disk that is full
+    try:
+        with pytest.raises(MigrationFailed, match=r"could not be copied aside .* needs room for a second gateway\.sqlite3"):
+            await migrate(database_url, newer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert _folder(database_url) == before
+    assert await is_current(database_url)
+    assert (await migrate(database_url, newer)).copy is not None

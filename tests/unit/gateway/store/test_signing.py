@@ -19,7 +19,7 @@ from gateway.store import changelog, meta, secrets, signing, trail
 from gateway.store.engine import Database
 from gateway.store.errors import SecretUnreadable
 from gateway.store.generation import Generation
-from gateway.store.secret_key import SecretKeys
+from gateway.store.secret_key import SecretKeys, fingerprint
 from gateway.store.secrets import SecretBox
 from gateway.store.tables import signing_keys
 
@@ -144,7 +144,7 @@ async def test_no_key_is_in_the_database_in_the_clear_nor_in_the_audit_log(db: D
 async def test_everything_is_encrypted_anew(db: Database, generation: Generation) -> None:
     await ensure_signing_key(db, generation, INIT, box=BOX, algorithm="RS256")
     async with db.write() as conn:
-        assert await meta.secret_key_matches(conn, OLD)
+        await meta.remember_secret_key(conn, OLD)
         await secrets.put(conn, BOX, "upstream", "sk-upstream")
     replacing = SecretKeys(NEW, (OLD,))
     async with db.read() as conn:
@@ -156,22 +156,21 @@ async def test_everything_is_encrypted_anew(db: Database, generation: Generation
         await keys(db, box=BOX)
     async with db.write() as conn:
         assert await secrets.read_all(conn, SecretBox(NEW)) == {"upstream": "sk-upstream"}
-        assert await meta.secret_key_matches(conn, NEW)
-        assert not await meta.secret_key_matches(conn, OLD)
+        assert await meta.secret_key_fingerprint(conn) == fingerprint(NEW)
         assert not await meta.secret_key_is_previous(conn, replacing)
 
 
 async def test_what_one_of_them_cannot_open_leaves_all_as_it_was(db: Database, generation: Generation) -> None:
     await ensure_signing_key(db, generation, INIT, box=BOX, algorithm="HS256")
     async with db.write() as conn:
-        assert await meta.secret_key_matches(conn, OLD)
+        await meta.remember_secret_key(conn, OLD)
         await secrets.put(conn, BOX, "a", "sk-a")
         await secrets.put(conn, SecretBox("x" * 20 + "0123456789abcdefghij"), "b", "sk-b")
     with pytest.raises(SecretUnreadable):
         await reseal_secrets(db, generation, INIT, keys=SecretKeys(NEW, (OLD,)))
     assert len(await keys(db)) == 1  # the old key still opens it
     async with db.write() as conn:
-        assert await meta.secret_key_matches(conn, OLD)
+        assert await meta.secret_key_fingerprint(conn) == fingerprint(OLD)
 
 
 async def test_a_row_that_somebody_changed_is_no_key(db: Database, generation: Generation) -> None:
