@@ -1,5 +1,5 @@
-"""`/v1/usage` (the caller's own) and `/admin/usage` (everybody's; of a manager: the team's), from roll-ups alone: as JSON in pages, or whole
-as CSV or JSON lines.
+"""`/v1/usage` (the caller's own) and `/admin/usage` (everybody's; of a manager: the team's), from roll-ups alone: as JSON in pages, or
+whole as CSV or JSON lines.
 """
 
 from __future__ import annotations
@@ -157,7 +157,9 @@ def window(since: str, until: str) -> tuple[float, float | None]:
 
 def _accepted(request: Request) -> Format:
     accepted = request.headers.get("accept", "")
-    return next((name for name, kind in _TYPES.items() if kind in accepted), "json")  # type: ignore[return-value]  # the keys are formats
+    if _TYPES["csv"] in accepted:
+        return "csv"
+    return "jsonl" if _TYPES["jsonl"] in accepted else "json"
 
 
 def _wanted(asked: Asked, **who: Any) -> Wanted:

@@ -62,7 +62,7 @@ async def own_requests(
 ) -> Page[RequestOut]:
     """Your own, newest first: those of one key of yours; of a login without `key`: those made with login tokens."""
     if caller.key_id and key not in ("", caller.key_id):
-        return Page(data=[])
+        return Page(data=[], next=None)
     return await _page(control, caller.key_id or key or None, {"user_id": caller.user_id}, since, until, after, limit)
 
 

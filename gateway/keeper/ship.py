@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from gateway.metering.ledger import SUFFIX, Lines, interrupted, sort_lines, writer_is_dead
 from gateway.metering.record import FIELDS
 from gateway.store import booking, segments
-from gateway.store.days import Days
+from gateway.store.days import COLUMNS, Days
 from gateway.store.engine import Connection, Database
 from gateway.store.key_uses import Uses
 
@@ -171,7 +171,7 @@ class Shipper:
 
 def _booked(values: list[Any]) -> list[Any]:
     """For the columns that no record has yet: nothing."""
-    missing = len(booking.COLUMNS) - _WIDTH
+    missing = len(COLUMNS) - _WIDTH
     if not missing:
         return values
     rows = (values[at : at + _WIDTH] + [None] * missing for at in range(0, len(values), _WIDTH))

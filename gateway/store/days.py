@@ -136,7 +136,7 @@ class Days:
 
 
 async def drop_before(db: Database, at_s: float) -> list[str]:
-    """Forget the rows of all days that were over at `at_s`; the roll-ups stay. Each in a transaction of its own. Returns the tables' names."""
+    """Forget the rows of all days that were over at `at_s`, each in a transaction; the roll-ups stay. Returns the tables' names."""
     async with db.read() as conn:
         gone = [day for day in await existing(conn) if (day + 1) * DAY_S <= at_s]
     for day in reversed(gone):  # the oldest first: what is left never has a gap

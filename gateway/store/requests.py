@@ -39,9 +39,9 @@ async def of_key(
     before: tuple[float, str] | None = None,
     limit: int = 100,
 ) -> list[dict[str, Any]]:
-    """Rows of one key, None: of login tokens (those that began in [since_s, until_s), at most `LONGEST_S` apart), newest first, beyond `before` (start, id).
+    """Rows of one key (None: of login tokens), newest first, beyond `before` (start, id): those that began in [since_s, until_s).
 
-    `only`: values of other columns that they must have.
+    At most `LONGEST_S` lie between the two. `only`: values of other columns that they must have.
     """
     names = sorted(only or {})
     where = f"key_id {'IS NULL' if key_id is None else '= :key_id'} AND started_at >= :since AND started_at < :until"

@@ -1,15 +1,16 @@
 """What rows add to the figures that reports are read from, so that no report reads rows.
 
-`usage_by_hour` and `usage_by_day` keep every combination there was (a *bucket*); reports of one key or one user read those. All others
-read sums that are kept ready: a *kind* is what is added up (`group`) within what (`scope`), for instance the endings of one model's
-requests. Groups that have few names are summed by hour and by day (`usage_totals`), keys and users by day (`usage_of_each`), because
-there are as many of them as there are rows.
+`usage_by_hour` and `usage_by_day` keep every combination there was (a *bucket*); reports of one key or one user read those,
+and those of one team's use of one model. All others read sums that are kept ready: a *kind* is what is added up (`group`) within what
+(`scope`), for instance the endings of one model's requests. Groups that have few names are summed by hour and by day (`usage_totals`),
+keys and users by day (`usage_of_each`, each day of theirs apart by team), because there may be as many of them as there are rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from gateway.store.days import COLUMNS, DAY_S
@@ -44,7 +45,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "arm": ("experiment", "arm"),
     "version": ("revision",),
 }
-SCOPES: Mapping[str, tuple[str, ...]] = {"": (), "model": ("model",), "team": ("team_id",), "team+model": ("team_id", "model")}
+SCOPES: Mapping[str, tuple[str, ...]] = {"": (), "model": ("model",), "team": ("team_id",)}
 MANY = ("key", "user")
 
 
@@ -73,7 +74,7 @@ def _kinds(groups: Iterable[str], scopes: Iterable[str]) -> tuple[Kind, ...]:
 
 
 FEW_KINDS = _kinds([group for group in GROUPS if group not in MANY], SCOPES)
-MANY_KINDS = _kinds(MANY, ("", "model", "team"))
+MANY_KINDS = _kinds(MANY, ("", "model"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,31 +117,41 @@ def hours_of(values: list[Any], hours: Cells) -> Cells:
 
 def derived(hours: Cells) -> Folded:
     """Everything else follows from the buckets by hour."""
-    days: Cells = {}
+    days = _to_days(hours)
     common: Cells = {}
+    pick = itemgetter(*_COMMON_AT)
     for bucket, cell in hours.items():
-        _add(days, (bucket[0] // DAY_S * DAY_S, *bucket[1:]), cell)
-        _add(common, tuple([bucket[at] for at in _COMMON_AT]), cell)
-    common_days: Cells = {}
-    for key, cell in common.items():
-        _add(common_days, (key[0] // DAY_S * DAY_S, *key[1:]), cell)
+        _add(common, pick(bucket), cell)
     totals: Cells = {}
-    for step_s, cells in ((HOUR_S, common), (DAY_S, common_days)):
-        for kind, scope, name, at, cell in _of_kinds(FEW_KINDS, _COMMON, cells):
-            _add(totals, (step_s, kind, scope, at, name), cell)
+    for step_s, cells in ((HOUR_S, common), (DAY_S, _to_days(common))):
+        for kind in FEW_KINDS:
+            for (at, scope, name, _), cell in _of_kind(kind, _COMMON, cells, "at"):
+                totals[step_s, kind.name, scope, at, name] = cell
     of_each: Cells = {}
-    for kind, scope, name, at, cell in _of_kinds(MANY_KINDS, BUCKET, days):
-        _add(of_each, (kind, scope, name, at), cell)
+    for kind in MANY_KINDS:
+        for (at, scope, name, team_id), cell in _of_kind(kind, BUCKET, days, "team_id"):
+            of_each[kind.name, scope, name, at, team_id] = cell
     return Folded(hours, days, totals, of_each)
 
 
-def _of_kinds(kinds: Iterable[Kind], names: tuple[str, ...], cells: Cells) -> Iterable[tuple[str, str, str, int, list[int]]]:
-    """(kind, scope, name, at, cell) for each kind that a cell counts in. `names`: of the parts of the cells' keys, `at` first."""
-    for kind in kinds:
-        scope_at, group_at, needs_at = ([names.index(name) for name in part] for part in (kind.scope, kind.group, kind.needs))
-        for key, cell in cells.items():
-            if all([key[at] for at in needs_at]):
-                yield kind.name, joined([key[at] for at in scope_at]), joined([key[at] for at in group_at]), key[0], cell
+def _to_days(hours: Cells) -> Cells:
+    days: Cells = {}
+    for key, cell in hours.items():
+        _add(days, (key[0] // DAY_S * DAY_S, *key[1:]), cell)
+    return days
+
+
+def _of_kind(kind: Kind, names: tuple[str, ...], cells: Cells, beside: str) -> Iterable[tuple[tuple[int, str, str, Any], list[int]]]:
+    """((at, scope, name, `beside`), sums) of a kind. `names`: of the parts of the cells' keys, `at` first."""
+    found: Cells = {}
+    pick = itemgetter(0, *(names.index(name) for name in (*kind.scope, *kind.group, beside)))
+    needed = [names.index(name) for name in kind.needs]
+    for key, cell in cells.items():
+        if not needed or all(key[at] for at in needed):
+            _add(found, pick(key), cell)
+    cut = 1 + len(kind.scope)
+    for key, cell in found.items():
+        yield (key[0], joined(key[1:cut]), joined(key[cut:-1]), key[-1]), cell
 
 
 def joined(parts: Iterable[Any]) -> str:
@@ -153,8 +164,12 @@ def _add(cells: Cells, key: Key, more: list[int]) -> None:
     if cell is None:
         cells[key] = more.copy()
     else:
-        for at, value in enumerate(more):
-            cell[at] += value
+        cell[0] += more[0]
+        cell[1] += more[1]
+        cell[2] += more[2]
+        cell[3] += more[3]
+        cell[4] += more[4]
+        cell[5] += more[5]
 
 
 def as_values(cells: Cells) -> list[Any]:

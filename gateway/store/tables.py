@@ -248,8 +248,12 @@ def _bucket() -> list[Column[Any]]:
     ]
 
 
-usage_by_hour = Table("usage_by_hour", metadata, *_bucket(), *_used(), Index(None, "key_id", "at"), Index(None, "user_id", "at"))
-usage_by_day = Table("usage_by_day", metadata, *_bucket(), *_used(), Index(None, "key_id", "at"), Index(None, "user_id", "at"))
+def _by_whom() -> list[Index]:
+    return [Index(None, "key_id", "at"), Index(None, "user_id", "at"), Index(None, "team_id", "model", "at")]
+
+
+usage_by_hour = Table("usage_by_hour", metadata, *_bucket(), *_used(), *_by_whom())
+usage_by_day = Table("usage_by_day", metadata, *_bucket(), *_used(), *_by_whom())
 
 # Sums by what there are few of (models, teams, backends ...), hour by hour and day by day.
 usage_totals = Table(
@@ -272,7 +276,9 @@ usage_of_each = Table(
     Column("scope", Text, primary_key=True),
     Column("name", Text, primary_key=True),
     Column("at", BigInteger, primary_key=True, autoincrement=False),
+    Column("team_id", Text, primary_key=True),
     *_used(),
+    Index(None, "kind", "scope", "team_id", "name"),
     sqlite_with_rowid=False,
 )
 

@@ -1,7 +1,8 @@
 """Reports: what was used, added up by key, model, user, team, backend, ending, arm, version, day or hour. None reads raw rows.
 
-A report's time is cut into whole days and the hours at its ragged ends. Of one key or one user it is read from the buckets
-(`usage_by_day`, `usage_by_hour`); else from sums that are kept ready (`usage_totals`, `usage_of_each`). See gateway.store.rollups.
+A report's time is cut into whole days and the hours at its ragged ends. Of one key, one user or one team's use of one model it is read
+from the buckets (`usage_by_day`, `usage_by_hour`); else from sums that are kept ready (`usage_totals`, `usage_of_each`). See
+gateway.store.rollups.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from sqlalchemy import ColumnElement, Table, and_, case, func, literal, select, 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.days import DAY_S
-from gateway.store.rollups import GROUPS, HOUR_S, JOINT, MANY, SCOPES, SPLIT, USED, joined, kind_name
+from gateway.store.rollups import GROUPS, HOUR_S, JOINT, MANY, SPLIT, USED, kind_name
 from gateway.store.tables import usage_by_day, usage_by_hour, usage_of_each, usage_totals
 
 By = Literal["key", "model", "user", "team", "backend", "ending", "arm", "version", "day", "hour"]
@@ -27,8 +28,8 @@ _END = 2**62  # no report has an end that late
 
 @dataclass(frozen=True, slots=True)
 class UsageLine:
-    """One line of a report. `group`: id or name ("" = none: a login token, no team, no backend), day (YYYY-MM-DD), hour (RFC 3339, UTC), the
-    arm, or the revision's number.
+    """One line of a report. `group`: id or name ("" = none: a login token, no team, no backend), day (YYYY-MM-DD), hour (RFC 3339), UTC
+    both; the arm, or the revision's number.
 
     `experiment`: what the arm belongs to; None in all other reports.
     """
@@ -94,7 +95,7 @@ async def report(
         return [], None
     span = _span(wanted)
     place = _decoded(after)
-    if wanted.key_id or wanted.user_id:
+    if wanted.key_id or wanted.user_id or (wanted.team_id and wanted.model):
         found = await _of_buckets(conn, by, wanted, span, place, limit)
     elif by in MANY:
         return await _of_many(conn, by, wanted, span, place, limit)
@@ -114,7 +115,7 @@ async def whole_report(conn: AsyncConnection, by: By, wanted: Wanted) -> list[Us
 
 
 async def _of_few(conn: AsyncConnection, by: By, wanted: Wanted, span: _Span, after: Any, limit: int) -> list[Any]:
-    scope, scope_name = _scope(by, wanted)
+    scope, scope_name = _scope(wanted)
     group = "all" if by in ("day", "hour") else by
     own = {"model": wanted.model, "team": wanted.team_id}.get(by)
     if own:  # one line, by the name that is filtered by
@@ -158,34 +159,32 @@ async def _of_many(
     conn: AsyncConnection, by: By, wanted: Wanted, span: _Span, after: Any, limit: int
 ) -> tuple[list[UsageLine], str | None]:
     """A page of the ids that are there in the days which the span touches, then what they used in its whole days and its hours."""
-    scope, scope_name = _scope(by, wanted)
-    if scope == "team+model":  # not kept: the team's ids, and of those what their buckets say
-        scope, scope_name = "team", str(wanted.team_id)
     table = usage_of_each.c
     inside = and_(*_within(table.at, span.first, span.last)) if span.days() else literal(False)
     sums = [func.sum(case((inside, table[used]), else_=0)) for used in USED]
-    query = select(table.name, *sums).where(table.kind == kind_name(scope, by), table.scope == scope_name)
+    query: Any = select(table.name, *sums)
+    query = query.where(table.kind == kind_name("model" if wanted.model else "", by), table.scope == wanted.model)
     query = query.where(*_within(table.at, span.start // DAY_S * DAY_S, -(-span.end // DAY_S) * DAY_S))
+    if wanted.team_id is not None:
+        query = query.where(table.team_id == wanted.team_id)
     if after is not None:
         query = query.where(table.name > after)
-    page = (await conn.execute(query.group_by(table.name).order_by(table.name).limit(limit + 1))).all()
+    page: Sequence[Any] = (await conn.execute(query.group_by(table.name).order_by(table.name).limit(limit + 1))).all()
     following = _encoded(page[limit - 1][0]) if len(page) > limit else None
-    narrowed = scope == "team" and bool(wanted.model)
-    found = {row[0]: [0] * len(USED) if narrowed else [int(value) for value in row[1:]] for row in page[:limit]}
-    spans = [(usage_by_hour, part) for part in span.hours()] + [(usage_by_day, part) for part in span.days() if narrowed]
-    for source, part in spans:
-        await _add_buckets(conn, found, source, GROUPS[by][0], wanted, part)
+    found = {row[0]: [int(value) for value in row[1:]] for row in page[:limit]}
+    for part in span.hours():
+        await _add_hours(conn, found, GROUPS[by][0], wanted, part)
     return [_line((name, *used), by) for name, used in found.items() if used[0]], following
 
 
-async def _add_buckets(
-    conn: AsyncConnection, found: dict[str, list[int]], table: Table, column: str, wanted: Wanted, span: tuple[int, int]
-) -> None:
-    names = list(found)
+async def _add_hours(conn: AsyncConnection, found: dict[str, list[int]], column: str, wanted: Wanted, span: tuple[int, int]) -> None:
+    names, table = list(found), usage_by_hour
     for start in range(0, len(names), _CHUNK):
         who = table.c[column]
         chosen = (who.in_(names[start : start + _CHUNK]), *_within(table.c.at, *span), *_filters(table, wanted))
-        for row in (await conn.execute(select(who, *_sums(table.c)).where(*chosen).group_by(who))).all():
+        query: Any = select(who, *_sums(table.c))
+        rows: Iterable[Any] = (await conn.execute(query.where(*chosen).group_by(who))).all()
+        for row in rows:
             found[row[0]] = [have + int(more) for have, more in zip(found[row[0]], row[1:], strict=True)]
 
 
@@ -193,19 +192,20 @@ async def _grouped(conn: AsyncConnection, parts: Sequence[Any], after: Any, limi
     """At most one line more than the page holds."""
     if not parts:
         return []
-    inner = (union_all(*parts) if len(parts) > 1 else parts[0]).subquery()
-    query = select(inner.c.name, *_sums(inner.c)).group_by(inner.c.name).order_by(inner.c.name).limit(limit + 1)
+    united: Any = union_all(*parts) if len(parts) > 1 else parts[0]
+    inner = united.subquery()
+    query: Any = select(inner.c.name, *_sums(inner.c))
+    query = query.group_by(inner.c.name).order_by(inner.c.name).limit(limit + 1)
     if after is not None:
         query = query.where(inner.c.name > after)
     return list((await conn.execute(query)).all())
 
 
-def _scope(by: By, wanted: Wanted) -> tuple[str, str]:
-    """The scope of the sums to read, and its name."""
-    has = {"team": wanted.team_id is not None, "model": bool(wanted.model)}
-    scope = "+".join(name for name in ("team", "model") if has[name])
-    values = {"team_id": wanted.team_id, "model": wanted.model}
-    return scope, joined(values[column] for column in SCOPES[scope])
+def _scope(wanted: Wanted) -> tuple[str, str]:
+    """The scope of the sums to read, and its name. (Both a team and a model: read from buckets.)"""
+    if wanted.model:
+        return "model", wanted.model
+    return ("", "") if wanted.team_id is None else ("team", wanted.team_id)
 
 
 def _filters(table: Table, wanted: Wanted) -> list[ColumnElement[bool]]:
@@ -286,7 +286,8 @@ async def used_since(
     for since_s in set(windows.values()):
         ids = [one for one, start_s in windows.items() if start_s == since_s]
         for start in range(0, len(ids), _CHUNK):
-            for row in (await conn.execute(_used_query(of, ids[start : start + _CHUNK], int(since_s)))).all():
+            rows: Iterable[Any] = (await conn.execute(_used_query(of, ids[start : start + _CHUNK], int(since_s)))).all()
+            for row in rows:
                 found[row[0]] = Used(_cost(row), int(row[2]) + int(row[3]))
     return found
 
@@ -305,7 +306,8 @@ def _used_query(of: str, ids: Sequence[str], since_s: int) -> Any:
         totals = usage_totals.c
         who, at, columns = totals.scope, totals.at, totals
         chosen = (totals.step_s == DAY_S, totals.kind == kind_name(of, "all"))
-    return select(who, *_sums(columns)).where(*chosen, who.in_(ids), at >= since_s // DAY_S * DAY_S).group_by(who)
+    query: Any = select(who, *_sums(columns))
+    return query.where(*chosen, who.in_(ids), at >= since_s // DAY_S * DAY_S).group_by(who)
 
 
 async def spent_since(conn: AsyncConnection, windows: Mapping[str, float]) -> dict[str, int]:

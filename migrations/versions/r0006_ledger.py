@@ -39,7 +39,7 @@ _GROUPS = {
     "all": (), "key": ("key_id",), "user": ("user_id",), "team": ("team_id",), "model": ("model",), "backend": ("backend",),
     "ending": ("ending",), "arm": ("experiment", "arm"), "version": ("revision",),
 }  # fmt: skip
-_SCOPES = {"": (), "model": ("model",), "team": ("team_id",), "team+model": ("team_id", "model")}
+_SCOPES = {"": (), "model": ("model",), "team": ("team_id",)}
 _MANY = ("key", "user")
 
 Cells = dict[tuple[Any, ...], list[int]]
@@ -57,8 +57,8 @@ def upgrade() -> None:
             *_used(),
             sa.PrimaryKeyConstraint(*_BUCKET, name=op.f(f"pk_{table}")),
         )
-        for column in ("key_id", "user_id"):
-            op.create_index(op.f(f"ix_{table}_{column}_at"), table, [column, "at"])
+        for columns in (["key_id", "at"], ["user_id", "at"], ["team_id", "model", "at"]):
+            op.create_index(op.f(f"ix_{table}_{'_'.join(columns)}"), table, columns)
     op.create_table(
         "usage_totals",
         sa.Column("step_s", sa.Integer(), autoincrement=False, nullable=False),
@@ -76,10 +76,12 @@ def upgrade() -> None:
         sa.Column("scope", sa.Text(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("at", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("team_id", sa.Text(), nullable=False),
         *_used(),
-        sa.PrimaryKeyConstraint("kind", "scope", "name", "at", name=op.f("pk_usage_of_each")),
+        sa.PrimaryKeyConstraint("kind", "scope", "name", "at", "team_id", name=op.f("pk_usage_of_each")),
         sqlite_with_rowid=False,
     )
+    op.create_index(op.f("ix_usage_of_each_kind_scope_team_id_name"), "usage_of_each", ["kind", "scope", "team_id", "name"])
     op.add_column("ledger_segments", sa.Column("folder", sa.Text(), nullable=True))
     op.add_column("ledger_segments", sa.Column("finished_at", sa.Double(), nullable=True))
     _name_finished_segments(bind)
@@ -110,11 +112,12 @@ def _move(bind: sa.Connection) -> None:
     """Oldest first, so that a day is whole when the next one begins: then its roll-ups are written."""
     old = sa.table("usage", *(sa.column(name) for name in _OLD))
     users = sa.table("users", sa.column("id"), sa.column("team_id"))
-    teams = {user_id: team_id for user_id, team_id in bind.execute(sa.select(users.c.id, users.c.team_id)).all()}
+    teams = {row.id: row.team_id for row in bind.execute(sa.select(users.c.id, users.c.team_id)).all()}
     count = bind.execute(sa.select(sa.func.count()).select_from(old)).scalar_one()
     if count:
         logger.info("moving the rows of usage to a table for each day", rows=count)
-    after, moved, day, hours = (-1e300, ""), 0, None, {}
+    after, moved, day = (-1e300, ""), 0, None
+    hours: Cells = {}
     while rows := _page(bind, old, after):
         for of_day, part in _days(rows):
             if of_day != day:
@@ -202,12 +205,12 @@ def _write(bind: sa.Connection, hours: Cells) -> None:
             if group not in _MANY:
                 _add(totals, (_HOUR_S, kind, scope_name, bucket[0], name), cell)
                 _add(totals, (_DAY_S, kind, scope_name, day, name), cell)
-            elif scope != "team+model":
-                _add(of_each, (kind, scope_name, name, day), cell)
+            elif scope != "team":
+                _add(of_each, (kind, scope_name, name, day, part["team_id"]), cell)
     _insert(bind, "usage_by_hour", _BUCKET, hours)
     _insert(bind, "usage_by_day", _BUCKET, days)
     _insert(bind, "usage_totals", ("step_s", "kind", "scope", "at", "name"), totals)
-    _insert(bind, "usage_of_each", ("kind", "scope", "name", "at"), of_each)
+    _insert(bind, "usage_of_each", ("kind", "scope", "name", "at", "team_id"), of_each)
 
 
 def _kinds() -> Iterator[tuple[str, str]]:

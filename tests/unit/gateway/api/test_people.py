@@ -222,7 +222,8 @@ class TestManager:
         people = (plane.people[Role.MEMBER], stranger, plane.people[Role.ADMIN])
         records = [UsageRecord(f"r{n}", time.time() - 60, "chat", None, user.id, "chat", 1, arm="a") for n, user in enumerate(people)]
         async with plane.control.db.write() as conn:
-            await booking.insert_usage(conn, [asdict(record) | {"team_id": user.team_id} for record, user in zip(records, people, strict=True)], "segment", 1)
+            rows = [asdict(record) | {"team_id": user.team_id} for record, user in zip(records, people, strict=True)]
+            await booking.insert_usage(conn, rows, "segment", 1)
         for query in ("by=user", "by=model", "by=day", "by=arm", f"by=user&user={people[0].id}"):
             assert [line["requests"] for line in (await manager.get(f"/admin/usage?{query}")).json()["data"]] == [1], query
         assert (await manager.get("/admin/usage?by=user")).json()["data"][0]["user_id"] == people[0].id

@@ -22,8 +22,8 @@ from gateway.metering.record import ENDINGS, FIELDS, TOKEN_SOURCES, UsageRecord
 from gateway.store.engine import Database
 from gateway.store.migrate import migrate
 from gateway.store.requests import rows_since
-from gateway.store.tables import key_uses
 from gateway.store.segments import open_offsets
+from gateway.store.tables import key_uses
 from gateway.store.usage import Wanted, whole_report
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)

@@ -12,7 +12,7 @@ from gateway.limits.budget import window_start
 from gateway.metering.record import UsageRecord
 from gateway.store import booking, days, requests, segments, usage
 from gateway.store.engine import Database
-from gateway.store.usage import BYS, Wanted
+from gateway.store.usage import Wanted
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
 
