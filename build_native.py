@@ -46,13 +46,16 @@ COMPILED = (
     "gateway/metering/ledger.py",
     "gateway/metering/log.py",
     "gateway/metering/meter.py",
+    "gateway/metering/progress.py",
     "gateway/metering/record.py",
+    "gateway/metering/tried.py",
     "gateway/relay/answers.py",
     "gateway/relay/attempt.py",
     "gateway/relay/edge.py",
     "gateway/relay/estimate.py",
     "gateway/relay/flow.py",
     "gateway/relay/operations.py",
+    "gateway/relay/relayed.py",
     "gateway/relay/shadow.py",
     "gateway/relay/stream.py",
     "gateway/routing/health.py",
@@ -66,6 +69,7 @@ COMPILED = (
     "gateway/wire/protocols.py",
     "gateway/wire/sse.py",
     "gateway/wire/usage.py",
+    "gateway/wire/words.py",
 )
 # Modules that have a form in C beside them, written by hand: the same functions, under the same tests.
 WRITTEN_IN_C = ("gateway/limits/levels.py", "gateway/metering/lines.py") if sys.platform == "linux" else ("gateway/metering/lines.py",)

@@ -20,6 +20,7 @@ from gateway.limits.base import Limiter
 from gateway.limits.slots import Slots
 from gateway.metering.base import Metering
 from gateway.metering.log import RequestLog
+from gateway.metering.progress import Progress
 from gateway.metering.record import UsageRecord
 from gateway.routing.health import Health, HealthBoard
 from gateway.routing.table import RouteTable, Target
@@ -32,11 +33,20 @@ from gateway.wire.tokens import Tokenizer
 
 
 class Ledger(Protocol):
-    """Where admissions and endings are written."""
+    """Where admissions and endings are written. `begin` gives a request its slot in `progress`, `end` takes it back."""
 
-    def begin(self, record: UsageRecord, reserved_tokens: int, reserved_pusd: int) -> None: ...
+    progress: Progress
 
-    def end(self, record: UsageRecord) -> None: ...
+    def begin(self, record: UsageRecord, reserved_tokens: int, reserved_pusd: int, prompt_tokens: int) -> int: ...
+
+    def end(self, record: UsageRecord, slot: int) -> None: ...
+
+
+class Counts(Protocol):
+    """A request that is over but for counting what it used."""
+
+    def hurry(self) -> None:
+        """End it now, with an estimate."""
 
 
 class Known(Protocol):
@@ -137,6 +147,7 @@ class Relay:
     health: HealthBoard = field(default_factory=HealthBoard)
     load: InFlight = field(default_factory=InFlight)
     copies: InFlight = field(default_factory=InFlight)  # those of shadow traffic, which `load` counts too
+    counting: set[Counts] = field(default_factory=set)
     rng: random.Random = field(default_factory=random.Random)
     ids: RequestIds = field(default_factory=RequestIds)
 

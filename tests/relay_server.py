@@ -31,6 +31,7 @@ from backends.custom import CustomBackend
 from gateway.metering.log import RequestLog
 from gateway.metering.meter import Meter
 from gateway.metering.names import make_metrics
+from gateway.metering.progress import Progress
 from gateway.metering.record import UsageRecord
 from gateway.relay.edge import Edge, edge_class, tick
 from gateway.routing.policies import POLICIES
@@ -84,12 +85,15 @@ class MemoryLedger:
     def __init__(self) -> None:
         self.begun: list[UsageRecord] = []
         self.ended: list[UsageRecord] = []
+        self.progress = Progress()
         self._changed = asyncio.Condition()
 
-    def begin(self, record: UsageRecord, reserved_tokens: int, reserved_pusd: int) -> None:
+    def begin(self, record: UsageRecord, reserved_tokens: int, reserved_pusd: int, prompt_tokens: int) -> int:
         self.begun.append(replace(record))
+        return self.progress.take(record.request_id)
 
-    def end(self, record: UsageRecord) -> None:
+    def end(self, record: UsageRecord, slot: int) -> None:
+        self.progress.give_back(slot)
         self.ended.append(replace(record))
         asyncio.get_running_loop().call_soon(self._notify)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gateway.metering.ledger import SUFFIX, Lines, interrupted, sort_lines, writer_is_dead
+from gateway.metering.ledger import SUFFIX, Lines, forget_slots, interrupted, read_slots, sort_lines, writer_is_dead
 from gateway.metering.record import FIELDS
 from gateway.store import booking, segments
 from gateway.store.days import COLUMNS, Days
@@ -132,12 +132,14 @@ class Shipper:
                     await self._ship_segment(name)
             for name in writer_names if dead else writer_names[:-1]:
                 await self._finish(name, dead)
+        forget_slots(self._folder)
 
     async def _finish(self, name: str, dead: bool) -> None:
         segment = self._segments[name]
         if segment.begun and not dead:
             return  # its process still runs those requests
-        values = [value for begun in segment.begun.values() for value in interrupted(begun)]
+        noted = read_slots(self._folder, name) if segment.begun else b""
+        values = [value for begun in segment.begun.values() for value in interrupted(begun, noted)]
         async with self._booking(values) as conn:
             if values:
                 await booking.insert_values(conn, _booked(values), name, segment.offset)

@@ -13,15 +13,15 @@
 
 #define NUMBER_BYTES 24
 #define STACK_BYTES 4096
-#define MOST_FIELDS 22
+#define MOST_FIELDS 27
 #define SIX_PLACES 1e6
 #define MOST_EXACT 9e15 /* beyond it a double has no six places */
 
 static const char HEX[] = "0123456789abcdef";
 
 /* One letter a field: s text or null, i whole number, f number to six places or null. */
-static const char BEGIN_FIELDS[] = "sfssssisii";
-static const char END_FIELDS[] = "sfssssissiisiisiffffss";
+static const char BEGIN_FIELDS[] = "sfssssisiiiisss";
+static const char END_FIELDS[] = "sfssssissiisiisiffffsssiiss";
 
 static char *put_whole(char *at, int64_t value)
 {

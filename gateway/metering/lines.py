@@ -24,12 +24,17 @@ def begin_line(
     client_request_id: str | None,
     reserved_tokens: int,
     reserved_pusd: int,
+    slot: int,
+    prompt_tokens: int,
+    team_id: str | None,
+    experiment: str | None,
+    arm: str | None,
 ) -> bytes:
-    """Admission."""
+    """Admission. `slot`: where `gateway.metering.progress` says how far the request has come; `prompt_tokens`: as they were reserved."""
     return orjson.dumps(
         (
             "B", request_id, _rounded(started_at), operation, key_id, user_id, model, revision, client_request_id,
-            reserved_tokens, reserved_pusd,
+            reserved_tokens, reserved_pusd, slot, prompt_tokens, team_id, experiment, arm,
         ),
         option=_APPEND_NEWLINE,
     )  # fmt: skip
@@ -58,6 +63,11 @@ def end_line(
     connect_ms: float | None,
     experiment: str | None,
     arm: str | None,
+    team_id: str | None,
+    cached_tokens: int,
+    reasoning_tokens: int,
+    price: str | None,
+    tried: str | None,
 ) -> bytes:
     """The ending: the whole record, in the order of its fields."""
     return orjson.dumps(
@@ -65,6 +75,7 @@ def end_line(
             "E", request_id, _rounded(started_at), operation, key_id, user_id, model, revision, client_request_id,
             backend, attempts, status, ending, prompt_tokens, completion_tokens, token_source, cost_pusd,
             _rounded(duration_ms), _rounded(ttft_ms), _rounded(queue_ms), _rounded(connect_ms), experiment, arm,
+            team_id, cached_tokens, reasoning_tokens, price, tried,
         ),
         option=_APPEND_NEWLINE,
     )  # fmt: skip

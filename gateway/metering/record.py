@@ -13,7 +13,9 @@ class UsageRecord:
     """Filled while the request runs, handed on once it is over. Times: Unix seconds; durations: ms; money: 1e-12 USD.
 
     `status` is what the client was sent; 499 if it left before the answer began. `backend` is the target's name, never a URL.
-    `experiment` is what assigned the arm: an experiment's name, or the route whose canary it is.
+    `experiment` is what assigned the arm: an experiment's name, or the route whose canary it is. `cached_tokens` are a part of
+    `prompt_tokens`, `reasoning_tokens` of `completion_tokens`. `price`: what it was priced at, `routing.table.Prices.text`. `tried`: the
+    attempts that failed, in order, as `metering.tried` writes them; None on the usual way.
     """
 
     request_id: str
@@ -38,6 +40,11 @@ class UsageRecord:
     connect_ms: float | None
     experiment: str | None
     arm: str | None
+    team_id: str | None
+    cached_tokens: int
+    reasoning_tokens: int
+    price: str | None
+    tried: str | None
 
     def __init__(  # by hand: the one that dataclass makes is interpreted, and costs three times as much
         self,
@@ -63,6 +70,11 @@ class UsageRecord:
         connect_ms: float | None = None,
         experiment: str | None = None,
         arm: str | None = None,
+        team_id: str | None = None,
+        cached_tokens: int = 0,
+        reasoning_tokens: int = 0,
+        price: str | None = None,
+        tried: str | None = None,
     ) -> None:
         self.request_id = request_id
         self.started_at = started_at
@@ -86,6 +98,11 @@ class UsageRecord:
         self.connect_ms = connect_ms
         self.experiment = experiment
         self.arm = arm
+        self.team_id = team_id
+        self.cached_tokens = cached_tokens
+        self.reasoning_tokens = reasoning_tokens
+        self.price = price
+        self.tried = tried
 
 
 FIELDS: tuple[str, ...] = tuple(field.name for field in fields(UsageRecord))

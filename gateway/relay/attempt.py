@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _LINGER_S = 1.0  # how long a backend may take to end its message behind [DONE] before its connection is given up
 _RAW_TAIL_BYTES = 4096  # of a raw JSON answer: its usage stands at the end
+_SENT_AGAIN_S = 0.25  # at most, between two looks at whether a request has left
 _WEIGHED_FROM_BYTES = 1_000_000  # a whole answer above this counts against the memory that the process may hold
 
 
@@ -79,6 +80,17 @@ class Attempt:
         exchange = self.exchange
         assert exchange is not None
         exchange.start(call, self)
+        self._note_sent(0.02)
+
+    def _note_sent(self, again_s: float) -> None:
+        """What has left for a backend is work of a backend, though this process be killed. A connection that is being made tells nobody."""
+        exchange, flow = self.exchange, self.flow
+        if exchange is None or flow.over:
+            return
+        if exchange.sent:
+            flow.progress.sent(flow.place)
+        else:
+            asyncio.get_running_loop().call_later(again_s, self._note_sent, min(2 * again_s, _SENT_AGAIN_S))
 
     @property
     def sent(self) -> bool:
@@ -93,8 +105,8 @@ class Attempt:
 
     @property
     def relayed_tokens(self) -> int:
-        """A rough count of what came, for where the backend says nothing: one token an event, else four bytes each."""
-        return self.stream.data_events if self.stream is not None else self._collected_bytes // 4
+        """A rough count of what came, for where the backend says nothing: one token an event or so, else four bytes each."""
+        return self.stream.tokens if self.stream is not None else self._collected_bytes // 4
 
     # the sink
 
@@ -175,6 +187,7 @@ class Attempt:
         flow = self.flow
         self.status = status
         self.headers = headers
+        flow.progress.sent(flow.place)
         if self.exchange is not None:
             flow.connected(self.exchange.connect_ms)
         if not 200 <= status < 300:
@@ -185,7 +198,7 @@ class Attempt:
         form = operation.form(flow.streams, answers.header(headers, b"content-type"))
         if form is Form.EVENTS:
             rename = operation.protocol.rename(self.client_model) if self.client_model is not None else None
-            self.stream = EventStream(operation.protocol, self._by_close(), self.asked_usage, rename)
+            self.stream = EventStream(operation.protocol, self._by_close(), self.asked_usage, rename, flow.keeper(operation))
         elif form is Form.RAW:
             self._raw = True
             self._taps_tail = b"json" in answers.header(headers, b"content-type").lower()
@@ -211,11 +224,23 @@ class Attempt:
         elif not self._commit_stream(stream, block):
             return
         block = stream.pass_on(block)
+        if stream.news:
+            self._note(stream)
         if stream.done:
             self._last = block
             asyncio.get_running_loop().call_soon(self._end_soon)
         elif block:
+            flow.progress.handing(flow.place, stream.events, stream.spoken_bytes)  # first: what the client has is never more than is noted
             flow.edge.write_piece(flow.request, block)
+
+    def _note(self, stream: EventStream) -> None:
+        """What is new of the stream as a whole, for whoever finds this request without its end."""
+        stream.news = False
+        progress, slot, usage = self.flow.progress, self.flow.place, stream.usage
+        progress.envelope(slot, stream.envelope_bytes)
+        if usage is not None:
+            prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
+            progress.reported(slot, stream.usage_at, prompt, completion, usage.cached_tokens, usage.reasoning_tokens)
 
     def _commit_stream(self, stream: EventStream, block: bytes) -> bool:
         """Is the first data event here, and is it no error? Then the head goes out, and no other target will be tried."""

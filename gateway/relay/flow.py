@@ -50,12 +50,14 @@ from gateway.errors import (
 )
 from gateway.limits.base import Refusal
 from gateway.metering.record import UsageRecord
+from gateway.metering.tried import tried_text
 from gateway.relay import answers
 from gateway.relay.attempt import Attempt
 from gateway.relay.estimate import cost_pusd, reservation
 from gateway.relay.operations import check_required
+from gateway.relay.relayed import Count, Relayed
 from gateway.relay.shadow import shadow
-from gateway.relay.tokenize import TokenizeExchange
+from gateway.relay.tokenize import AT_ONCE_BYTES, TokenizeExchange
 from gateway.routing.health import REST_S
 from gateway.routing.policies.affinity import value_of
 from gateway.wire import heads
@@ -63,8 +65,10 @@ from gateway.wire import heads
 if TYPE_CHECKING:
     from auth.principal import Principal
     from gateway.limits.base import Permit
+    from gateway.metering.progress import Progress
     from gateway.relay.edge import Edge, Request
     from gateway.relay.estimate import Reservation
+    from gateway.relay.operations import Operation
     from gateway.routing.policies import Affinity
     from gateway.routing.table import Route, Target
     from gateway.runtime import Relay
@@ -80,6 +84,19 @@ _LATE_S = 1.0  # after this a credential is judged again though nothing changed:
 _MOST_FALLBACKS = 4  # of one request: a chain of models longer than this is a mistake
 
 
+class Closing:
+    """How a request ends whose tokens are being counted. `last`: what the client gets then; `lines`: the head's, of a whole answer."""
+
+    __slots__ = ("count", "ending", "last", "lines", "outcome")
+
+    def __init__(self, ending: str, outcome: str | None, last: bytes | None, lines: bytes | None, count: Count) -> None:
+        self.ending = ending
+        self.outcome = outcome
+        self.last = last
+        self.lines = lines
+        self.count = count
+
+
 class Flow:
     """One relayed request. Made by the edge when its head is complete; over when `_settle` or `refuse` has run."""
 
@@ -87,6 +104,7 @@ class Flow:
         "_at_work",
         "_body",
         "_client_model",
+        "_closing",
         "_committed",
         "_deadlines",
         "_fallbacks",
@@ -111,11 +129,14 @@ class Flow:
         "_targets",
         "_tokenizer",
         "_trial",
+        "_tried",
         "_tries",
         "_waiting",
         "attempt",
         "edge",
         "over",
+        "place",
+        "progress",
         "relay",
         "request",
         "resent",
@@ -151,6 +172,10 @@ class Flow:
         self._committed = False
         self._in_attempt = False  # the running attempt is counted as load of its target
         self._at_work = False  # some backend may have worked for this request
+        self._tried: list[tuple[str, str, float]] | None = None  # attempts that failed: backend, outcome, milliseconds
+        self._closing: Closing | None = None  # it is over but for counting what it used
+        self.progress: Progress = relay.ledger.progress
+        self.place = -1  # its slot there, from BEGIN to END
 
     # 1 credential
 
@@ -332,11 +357,13 @@ class Flow:
             revision=route.revision,
             client_request_id=request.client_request_id,
             queue_ms=self._queue_ms,
+            team_id=principal.team_id,
         )
+        reserved = self._reservation
         try:
             if route.arms is not None:
                 record.experiment, record.arm = route.arms.name, route.arms.arm(self)
-            relay.ledger.begin(record, self._reservation.tokens, self._reservation.cost_pusd)
+            self.place = relay.ledger.begin(record, reserved.tokens, reserved.cost_pusd, reserved.prompt_tokens)
         except BaseException:
             permit.settle(0, 0)
             raise
@@ -448,6 +475,8 @@ class Flow:
             )
             relay.load.enter(target)
             self._trial = target.health.began(time.monotonic()) if target.health.marked else 0
+        prices = self._serving.prices
+        self.progress.attempt(self.place, record.attempts, record.backend, prices.text if prices is not None else None)
         self.attempt = attempt
         self._in_attempt = True
         first_byte_s = self._deadlines[1]
@@ -579,6 +608,8 @@ class Flow:
         record, attempt, relay = self._record, self.attempt, self.relay
         if not self._in_attempt or record is None or attempt is None:
             return
+        if not self.over:
+            self._note_failed(record, attempt, outcome)
         self._in_attempt = False
         target = attempt.target
         if target is not None:
@@ -596,7 +627,19 @@ class Flow:
         if outcome not in _UNREMARKABLE:
             relay.log.attempt_failed(time.time(), record.request_id, record.model, backend, outcome)
 
+    def _note_failed(self, record: UsageRecord, attempt: Attempt, outcome: str) -> None:
+        """For the record: the attempt that ends now, if it failed."""
+        if outcome not in _UNREMARKABLE:
+            self._tried = self._tried or []
+            self._tried.append((record.backend or "none", outcome, (time.monotonic() - attempt.started_s) * 1000))
+
     # 7 relay
+
+    def keeper(self, operation: Operation) -> Relayed | None:
+        """What keeps a stream's words; None where nobody could count them, or nobody will."""
+        if not operation.generates or self.relay.tokenizers.of(self._serving.id) is None:
+            return None
+        return Relayed(operation.protocol)
 
     def commit(self, status: int, lines: bytes, by_close: bool = False) -> None:
         """The first of a stream is here: the head goes out, and what only another attempt would need is let go.
@@ -613,12 +656,19 @@ class Flow:
         if self._trial and target is not None:  # a half-open target has proven itself: others need not wait for the end of this stream
             target.health.succeeded(time.monotonic(), self._trial)
             self._trial = 0
-        self._body = b""
         self._peek = None
-        if not self._shadow_body:
-            self.edge.drop_body(self.request)
+        if not self._keeps_body():
+            self._body = b""
+            if not self._shadow_body:
+                self.edge.drop_body(self.request)
         self.wind_idle_clock()
         self.edge.write_head(self.request, status, lines + permit.headers, by_close)
+
+    def _keeps_body(self) -> bool:
+        """For counting the prompt at the end, should nobody else: as long as bodies take less than half of the memory that they may."""
+        attempt, relay = self.attempt, self.relay
+        stream = attempt.stream if attempt is not None else None
+        return stream is not None and stream.relayed is not None and relay.held_bytes * 2 < relay.max_held_bytes
 
     def wind_idle_clock(self) -> None:
         """The backend sent something. A slow client stops this clock."""
@@ -674,6 +724,8 @@ class Flow:
     def client_gone(self) -> None:
         """The connection to the client is lost: stop the backend at once, settle what was used."""
         if self.over:
+            if self._closing is not None:
+                self._closing.ending, self._closing.last = "client_gone", None
             return
         attempt = self.attempt
         if attempt is not None:
@@ -683,11 +735,12 @@ class Flow:
             self.over = True
             self._leave_slot()
         else:
-            self._settle("client_gone", "client_gone")
+            self._settle("client_gone", "client_gone", None)
 
     def shut_down(self) -> None:
         """The server must end now: say so to the client as far as the answer has come, and settle."""
         if self.over:
+            self.hurry()
             return
         failure = ShuttingDown("The gateway is shutting down; send the request again.", retry_after_s=1)
         try:
@@ -728,25 +781,23 @@ class Flow:
         self.usage = usage
         self._status = status
         self._at_work = True
-        self._settle(ending, "ok" if ending == "success" else f"{status // 100}xx")
-        self.edge.write_answer(self.request, status, lines + permit.headers, body)
+        self._settle(ending, "ok" if ending == "success" else f"{status // 100}xx", body, lines + permit.headers)
 
     def finish(self, last: bytes, ending: str, outcome: str) -> None:
         """A stream ended cleanly: END, then its last bytes."""
-        self._settle(ending, outcome)
-        self.edge.write_last(self.request, last)
+        self._settle(ending, outcome, last)
 
     def broken(self, failure: GatewayError, outcome: str, ending: str, last: bytes) -> None:
         """After the commit point: one error event in the protocol's shape, then the end, without [DONE]. A body that is no stream of
         events has no place for an error: its connection is cut, so that nobody takes it for whole.
         """
         attempt = self.attempt
-        self._settle(ending, outcome)
         if attempt is not None and attempt.stream is None:
+            self._settle(ending, outcome, None)
             self.edge.cut(self.request)
         else:
             latest = attempt.stream.latest if attempt is not None and attempt.stream is not None else b""
-            self.edge.write_last(self.request, last + self.request.operation.protocol.error_event(failure.body(), latest))
+            self._settle(ending, outcome, last + self.request.operation.protocol.error_event(failure.body(), latest))
 
     def answer_error(self, error: GatewayError, ending: str) -> None:
         """An admitted request ends in an error before the commit point."""
@@ -754,8 +805,7 @@ class Flow:
         assert permit is not None
         self._status = error.status
         lines, body = self._error_answer(error)
-        self._settle(ending, None)
-        self.edge.write_answer(self.request, error.status, lines + permit.headers, body)
+        self._settle(ending, None, body, lines + permit.headers)
 
     def refuse(self, error: GatewayError, reason: str | None = None) -> None:
         """Not admitted: nothing was reserved, nothing is in the ledger. (One that was admitted ends in `answer_error`.)"""
@@ -800,18 +850,85 @@ class Flow:
 
     # 8 settle
 
-    def _settle(self, ending: str, outcome: str | None) -> None:
-        """Exactly once, for every admitted request, however it ends."""
+    def _settle(self, ending: str, outcome: str | None, last: bytes | None, lines: bytes | None = None) -> None:
+        """Exactly once, for every admitted request, however it ends; then its last bytes (None: nobody is there for them).
+
+        Where the backend did not say what it used and the model's tokenizer is known, that counts it first: a little at once, more in a
+        thread, and END and the last bytes wait for it. A shutdown waits for nothing: there is the estimate.
+        """
         if self.over:
             return
         self.over = True
+        count = self._uncounted(ending, last if lines is not None and ending == "success" else None)
+        if count is not None and not count.size_bytes > AT_ONCE_BYTES:
+            count.run()
+        elif count is not None:
+            if ending != "shutdown" and self._count_beside(Closing(ending, outcome, last, lines, count)):
+                return
+            count = None
+        self._close(ending, outcome, last, lines, count)
+
+    def _uncounted(self, ending: str, answer: bytes | None) -> Count | None:
+        """What is to be counted; None where it is known, or can only be estimated."""
+        attempt, operation = self.attempt, self.request.operation
+        if attempt is None or operation.inside or operation.raw or ending == "rejected" or not (self._at_work or self._committed):
+            return None
+        stream = attempt.stream
+        if self.usage is not None or (stream is not None and stream.reported):
+            return None
+        tokenizer = self.relay.tokenizers.of(self._serving.id)
+        if tokenizer is None:
+            return None
+        relayed = stream.relayed if stream is not None and stream.events else None
+        body = b"" if stream is not None and stream.usage is not None else self._body
+        return Count(tokenizer, operation, body, relayed, answer if answer is not None and operation.generates else b"")
+
+    def _count_beside(self, closing: Closing) -> bool:
+        """In a thread; then `_counted`. False: there is no thread any more."""
+        try:
+            work = asyncio.get_running_loop().run_in_executor(self.relay.tokenizers.pool, closing.count.run)
+        except RuntimeError:
+            return False
+        self._closing = closing
+        self.edge.deadline_s = 0.0  # all clocks of the request have stopped
+        self.relay.counting.add(self)
+        work.add_done_callback(self._counted)
+        return True
+
+    def _counted(self, work: asyncio.Future[None]) -> None:
+        failed = work.cancelled() or work.exception() is not None
+        closing = self._closing
+        if closing is not None:
+            self._end_count(closing, None if failed else closing.count)
+
+    def hurry(self) -> None:
+        """The server must end now: a count that is under way is not waited for."""
+        closing = self._closing
+        if closing is not None:
+            self._end_count(closing, None)
+
+    def _end_count(self, closing: Closing, count: Count | None) -> None:
+        self._closing = None
+        self.relay.counting.discard(self)
+        try:
+            self._close(closing.ending, closing.outcome, closing.last, closing.lines, count)
+        except Exception:
+            self.bug()
+
+    def _close(self, ending: str, outcome: str | None, last: bytes | None, lines: bytes | None, count: Count | None) -> None:
+        """END, metrics, permit, log; then the last bytes."""
         record, permit, relay = self._record, self._permit, self.relay
         assert record is not None and permit is not None
         record.status = self._status
         record.ending = ending
-        self._count(record)
+        self._count(record, count)
         record.duration_ms = (time.perf_counter() - self._started) * 1000
-        relay.ledger.end(record)
+        if outcome is not None and self._in_attempt and self.attempt is not None:
+            self._note_failed(record, self.attempt, outcome)
+        if self._tried is not None:
+            record.tried = tried_text(self._tried)
+        relay.ledger.end(record, self.place)
+        self.place = -1
         permit.settle(record.prompt_tokens + record.completion_tokens, record.cost_pusd)
         if outcome is not None:
             self._leave_attempt(outcome)
@@ -824,6 +941,12 @@ class Flow:
                 shadow, relay, self._route, request.operation, request.content_type, self._shadow_body, record
             )
         self._let_go()
+        if last is None:
+            return
+        if lines is None:
+            self.edge.write_last(self.request, last)
+        else:
+            self.edge.write_answer(self.request, self._status, lines, last)
 
     def _let_go(self) -> None:
         """Leave no circle behind, least of all one that holds a body: memory must not wait for the collector."""
@@ -831,24 +954,35 @@ class Flow:
         self._peek = None
         self._body = self._shadow_body = b""
 
-    def _count(self, record: UsageRecord) -> None:
-        """The backend's own number when there is one; else what was asked and relayed, as far as anything was."""
+    def _count(self, record: UsageRecord, count: Count | None) -> None:
+        """The backend's own number when there is one; else what the tokenizer counted; else what was asked and relayed, as far as anything
+        was. `tokenizer`: of what the backend did not say, all was counted.
+        """
         attempt = self.attempt
         stream = attempt.stream if attempt is not None else None
         usage = stream.usage if stream is not None else self.usage
-        cached = 0
         if usage is not None:
             record.prompt_tokens = usage.prompt_tokens or 0
             record.completion_tokens = usage.completion_tokens or 0
+            record.cached_tokens = min(usage.cached_tokens, record.prompt_tokens)
             record.token_source = "backend"
-            cached = usage.cached_tokens
+            if stream is not None and not stream.reported:  # it said so early, and went on
+                counted = count.completion if count is not None else None
+                record.token_source = "estimate" if counted is None else "tokenizer"
+                record.completion_tokens = max(record.completion_tokens, stream.tokens if counted is None else counted)
+            record.reasoning_tokens = min(usage.reasoning_tokens, record.completion_tokens)
         elif self.request.operation.inside:
             record.token_source = "tokenizer"
         elif (self._at_work or self._committed) and attempt is not None and record.ending != "rejected":
-            record.prompt_tokens = self._reservation.prompt_tokens
+            prompt, completion = (count.prompt, count.completion) if count is not None else (None, None)
+            if prompt is not None and completion is not None:
+                record.token_source = "tokenizer"
+            record.prompt_tokens = self._reservation.prompt_tokens if prompt is None else prompt
             if self.request.operation.generates:
-                record.completion_tokens = attempt.relayed_tokens
-        record.cost_pusd = cost_pusd(self._serving.prices, record.prompt_tokens, record.completion_tokens, cached)
+                record.completion_tokens = attempt.relayed_tokens if completion is None else completion
+        prices = self._serving.prices
+        record.price = prices.text if prices is not None else None
+        record.cost_pusd = cost_pusd(prices, record.prompt_tokens, record.completion_tokens, record.cached_tokens)
 
     def _leave_slot(self) -> None:
         if self._slot:

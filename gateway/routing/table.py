@@ -61,11 +61,19 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """1e-12 USD per token, exact. `cached_pusd` None: cached prompt tokens cost what others cost."""
+    """1e-12 USD per token, exact. `cached_pusd` None: cached prompt tokens cost what others cost.
+
+    `text`: the same as records hold it, INPUT/OUTPUT/CACHED in USD per million tokens, CACHED empty where there is none.
+    """
 
     input_pusd: int
     output_pusd: int
     cached_pusd: int | None = None
+    text: str = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        cached = "" if self.cached_pusd is None else _per_million(self.cached_pusd)
+        object.__setattr__(self, "text", f"{_per_million(self.input_pusd)}/{_per_million(self.output_pusd)}/{cached}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -267,6 +275,11 @@ def _prices(prices: PricesEntry | None) -> Prices | None:
         return None
     cached = None if prices.cached is None else _pusd(prices.cached)
     return Prices(_pusd(prices.input), _pusd(prices.output), cached)
+
+
+def _per_million(pusd: int) -> str:
+    """The other way round, in as few digits as say it."""
+    return f"{Decimal(pusd).scaleb(-6).normalize():f}"
 
 
 def _pusd(usd_per_million: str) -> int:

@@ -19,6 +19,7 @@ import orjson
 from gateway.wire import sse
 from gateway.wire import usage as wire_usage
 from gateway.wire.usage import Usage
+from gateway.wire.words import Words, messages_words, openai_words, responses_words
 
 _SEQUENCE = re.compile(rb'(?<!\\)"sequence_number"\s*:\s*(\d{1,15})')
 
@@ -27,10 +28,12 @@ class WireProtocol:
     """OpenAI's chat and completions; the base of the others.
 
     `done` is what closes a clean stream that did not close itself; empty where the protocol has no such thing, and then nothing is ever cut
-    or added (`has_done`).
+    or added (`has_done`). `speaks` stands once in each event that may hold words of the model; `wordless`: none does, or none is counted.
     """
 
     name: str = "openai"
+    speaks: bytes = b"data:"
+    wordless: bool = False
     done: bytes = sse.DONE
     has_done: bool = True
     terminal: re.Pattern[bytes] = re.compile(rb'(?<!\\)"finish_reason"\s*:\s*"|(?:\A|[\r\n])data: ?\[DONE\]')
@@ -67,6 +70,10 @@ class WireProtocol:
         """The usage in a whole parsed answer."""
         return wire_usage.usage_of(value)
 
+    def words_of(self, value: Any) -> Words:
+        """What the model wrote, in the parsed data of an event or in a whole parsed answer."""
+        return openai_words(value)
+
     def rename(self, alias: str) -> sse.ModelRename | None:
         """What puts the client's model id into the events; None where they carry none."""
         return sse.ModelRename(alias)
@@ -97,6 +104,7 @@ class ResponsesProtocol(TypedProtocol):
     """OpenAI's responses: typed events, numbered."""
 
     name = "responses"
+    speaks = b'.delta"'
     terminal = re.compile(rb'(?<!\\)"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')
 
     def error_event(self, body: dict[str, Any], last: bytes = b"") -> bytes:
@@ -120,6 +128,9 @@ class ResponsesProtocol(TypedProtocol):
         message = _member(_member(value, "response"), "error").get("message") or value.get("message")
         return message if type(message) is str else super().error_message(data)
 
+    def words_of(self, value: Any) -> Words:
+        return responses_words(value)
+
     def rename(self, alias: str) -> sse.ModelRename | None:
         return sse.ModelRename(alias, "response")
 
@@ -128,6 +139,7 @@ class MessagesProtocol(TypedProtocol):
     """Anthropic's messages."""
 
     name = "messages"
+    speaks = b'"content_block_delta"'
     terminal = re.compile(rb'(?<!\\)"type"\s*:\s*"message_stop"')
 
     def error_event(self, body: dict[str, Any], last: bytes = b"") -> bytes:
@@ -152,6 +164,9 @@ class MessagesProtocol(TypedProtocol):
     def usage_of(self, value: Any) -> Usage | None:
         return wire_usage.usage_of_message(value)
 
+    def words_of(self, value: Any) -> Words:
+        return messages_words(value)
+
     def rename(self, alias: str) -> sse.ModelRename | None:
         return sse.ModelRename(alias, "message")
 
@@ -160,6 +175,7 @@ class RawProtocol(TypedProtocol):
     """Audio and images. Usually no events at all; those of a `stream` end with a typed event."""
 
     name = "raw"
+    wordless = True
     terminal = re.compile(
         rb'(?<!\\)"type"\s*:\s*"(?:transcript\.text\.done|speech\.audio\.done|image_(?:generation|edit)\.completed)"'
         rb"|(?:\A|[\r\n])data: ?\[DONE\]"

@@ -71,7 +71,7 @@ async def test_the_backend_breaks_off(script: Script) -> None:
         assert answer.body.startswith(frame(ROLE))
         assert b"half" not in answer.body
         record = await stage.record()
-        assert record.completion_tokens >= 2
+        assert answer.body.count(b"word ") <= record.completion_tokens <= answer.body.count(b"word ") + 1
         assert record.prompt_tokens > 0
         assert record.token_source == "estimate"
         assert not stage.ups[1].seen, "never another backend after the commit point"

@@ -255,6 +255,8 @@ async def test_a_bug_in_the_ledger_gives_the_permit_back() -> None:
     async with scene(well_behaved()) as stage:
 
         class Broken:
+            progress = stage.server.ledger.progress
+
             def begin(self, *_: object) -> None:
                 raise RuntimeError("secret detail")
 

@@ -147,12 +147,12 @@ def test_rows_equal_records(tmp_path_factory: pytest.TempPathFactory, steps: lis
 
 
 async def test_segments_of_an_older_version_are_shipped_beside_new_lines(tmp_path: Path, db: Database) -> None:
-    """Eleven lines of twenty fields are as many values as ten of twenty-two: they must not be taken for those."""
+    """27 lines of twenty fields are as many values as twenty of 27: they must not be taken for those."""
     folder = tmp_path / "ledger"
     writer = SegmentWriter(folder)
-    records = [UsageRecord(f"req-{n}", 1.7e9 + n, "chat", "k", "u", "m", 1, attempts=n, status=200, ending="success") for n in range(12)]
+    records = [UsageRecord(f"req-{n}", 1.7e9 + n, "chat", "k", "u", "m", 1, attempts=n, status=200, ending="success") for n in range(28)]
     (path,) = folder.glob("*.seg")
-    lines = [["E", *(value for name, value in asdict(record).items() if name not in ("experiment", "arm"))] for record in records[:11]]
+    lines = [["E", *list(asdict(record).values())[:20]] for record in records[:27]]
     old = (
         b"".join(orjson.dumps(line) + b"\n" for line in lines)
         + orjson.dumps(["B", "req-x", 1.7e9, "chat", None, "u", "m", 1, None, 5, 5])
@@ -161,11 +161,11 @@ async def test_segments_of_an_older_version_are_shipped_beside_new_lines(tmp_pat
     with path.open("r+b") as file:
         file.write(old)
     shipper = Shipper(db, folder)
-    assert await shipper.ship() == 11
-    records[11].experiment, records[11].arm = "summer", "a"
+    assert await shipper.ship() == 27
+    records[27].experiment, records[27].arm = "summer", "a"
     later = SegmentWriter(folder)
-    later.begin(records[11], 1, 1)
-    later.end(records[11])
+    later.begin(records[27], 1, 1)
+    later.end(records[27])
     writer.close()
     assert await shipper.ship() == 1
     async with db.read() as conn:

@@ -20,6 +20,10 @@ def record(number: int, **more: object) -> UsageRecord:
     return UsageRecord(request_id=f"req-{number}", started_at=1.5, operation="chat", **fields)  # type: ignore[arg-type]
 
 
+def _line(ended: UsageRecord) -> bytes:
+    return ledger._end_line(ended, None, None, None)
+
+
 def lines(folder: Path) -> list[tuple[str, dict[str, object]]]:
     found: list[tuple[str, dict[str, object]]] = []
     for path in sorted(folder.glob("*.seg")):
@@ -47,10 +51,12 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_a_segment_of_a_version_that_knew_no_arms_is_read() -> None:
+@pytest.mark.parametrize("last", ["connect_ms", "arm"])
+def test_a_segment_of_an_older_version_is_read(last: str) -> None:
     written = asdict(record(1, status=200, ending="success"))
-    old = orjson.dumps(["E", *(value for name, value in written.items() if name not in ("experiment", "arm"))]) + b"\n"
-    assert list(read_lines(old)) == [("E", written)]
+    old = orjson.dumps(["E", *list(written.values())[: FIELDS.index(last) + 1]]) + b"\n"
+    assert read_lines(old) == [("E", written)]
+    assert sort_lines(old).values == list(written.values())
 
 
 def test_a_writer_is_dead_when_its_lock_is_free(tmp_path: Path) -> None:
@@ -122,7 +128,7 @@ def test_an_end_always_has_room(tmp_path: Path) -> None:
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.integers(0, 2000), st.binary(max_size=20))
 def test_torn_lines_are_skipped(cut: int, tail: bytes) -> None:
-    whole = ledger._end_line(record(1), None) + ledger._end_line(record(2), None)
+    whole = _line(record(1)) + _line(record(2))
     torn = whole[: cut % (len(whole) + 1)] + tail
     found = [fields["request_id"] for _, fields in read_lines(torn)]
     assert found == ["req-1", "req-2"][: len(found)]
@@ -131,7 +137,7 @@ def test_torn_lines_are_skipped(cut: int, tail: bytes) -> None:
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.integers(0, 2000), st.binary(max_size=20) | st.sampled_from((b"5\n", b"[]\n", b'["E"]\n', b'["X",1,2,3,4,5,6,7,8,9]\n')))
 def test_torn_lines_do_not_spoil_those_before_them(cut: int, tail: bytes) -> None:
-    whole = b"".join(ledger._end_line(record(number, attempts=number), None) for number in (1, 2))
+    whole = b"".join(_line(record(number, attempts=number)) for number in (1, 2))
     cut = len(whole) - cut if cut < 5 else cut  # the very end is where a torn line looks most like a whole one
     torn = whole[: cut % (len(whole) + 1)] + tail
     found = sort_lines(torn)

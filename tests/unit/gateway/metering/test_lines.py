@@ -21,11 +21,13 @@ WHOLE = st.integers(-(2**63), 2**63 - 1)
 # a double is rounded to six places in both, but may lie on the border between two
 PLACES = st.floats(-4e9, 4e9).map(lambda value: round(value, 6)) | st.sampled_from((0.0, -0.0, 1.5, 1e-6, 1795242728.437149))
 TIMES = st.none() | PLACES
-BEGIN = st.tuples(WORDS, PLACES, WORDS, WORD_OR_NONE, WORDS, WORDS, WHOLE, WORD_OR_NONE, WHOLE, WHOLE)
+BEGIN = st.tuples(WORDS, PLACES, WORDS, WORD_OR_NONE, WORDS, WORDS, WHOLE, WORD_OR_NONE, WHOLE, WHOLE, WHOLE, WHOLE, *(WORD_OR_NONE,) * 3)
 END = st.tuples(
     WORDS, PLACES, WORDS, WORD_OR_NONE, WORDS, WORDS, WHOLE, WORD_OR_NONE, WORD_OR_NONE, WHOLE, WHOLE, WORDS, WHOLE, WHOLE, WORDS, WHOLE,
-    TIMES, TIMES, TIMES, TIMES, WORD_OR_NONE, WORD_OR_NONE,
+    TIMES, TIMES, TIMES, TIMES, WORD_OR_NONE, WORD_OR_NONE, WORD_OR_NONE, WHOLE, WHOLE, WORD_OR_NONE, WORD_OR_NONE,
 )  # fmt: skip
+
+REST = (0, 0, None, None, None)
 
 
 def in_python() -> ModuleType:
@@ -61,7 +63,7 @@ def test_an_ending_is_the_same_in_both(values: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize("module", [taken, PYTHON], ids=["taken", "python"])
 def test_text_is_escaped_and_long_text_has_room(module: ModuleType) -> None:
     text = "".join(map(chr, range(300))) * 100 + "\U0001f511"
-    written = module.begin_line(text, 1.0, "chat", None, "u", "m", 1, text, 0, 0)
+    written = module.begin_line(text, 1.0, "chat", None, "u", "m", 1, text, 0, 0, *REST)
     assert orjson.loads(written)[1] == text
     assert orjson.loads(written)[8] == text
     assert b"\0" not in written
@@ -70,13 +72,13 @@ def test_text_is_escaped_and_long_text_has_room(module: ModuleType) -> None:
 @pytest.mark.parametrize("module", [taken, PYTHON], ids=["taken", "python"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, 9.1e9])
 def test_what_is_no_time_is_null(module: ModuleType, value: float) -> None:
-    assert orjson.loads(module.begin_line("r", value, "chat", None, "u", "m", 1, None, 0, 0))[2] is None
+    assert orjson.loads(module.begin_line("r", value, "chat", None, "u", "m", 1, None, 0, 0, *REST))[2] is None
 
 
 @pytest.mark.parametrize("module", [taken, PYTHON], ids=["taken", "python"])
 @pytest.mark.parametrize("value", [0.0000004, 0.1234567, 1234.5678915, 1795242728.4371495, -0.5])
 def test_times_have_six_places(module: ModuleType, value: float) -> None:
-    read = orjson.loads(module.begin_line("r", value, "chat", None, "u", "m", 1, None, 0, 0))[2]
+    read = orjson.loads(module.begin_line("r", value, "chat", None, "u", "m", 1, None, 0, 0, *REST))[2]
     assert abs(read - value) <= 0.5000005e-6 + 2e-7
     assert round(read, 6) == read
 
@@ -84,8 +86,8 @@ def test_times_have_six_places(module: ModuleType, value: float) -> None:
 @pytest.mark.parametrize("module", [taken, PYTHON], ids=["taken", "python"])
 def test_what_cannot_be_written_is_refused(module: ModuleType) -> None:
     with pytest.raises((UnicodeEncodeError, TypeError)):  # orjson: a TypeError of its own
-        module.begin_line("\ud800", 1.0, "chat", None, "u", "m", 1, None, 0, 0)
+        module.begin_line("\ud800", 1.0, "chat", None, "u", "m", 1, None, 0, 0, *REST)
     with pytest.raises((OverflowError, TypeError)):
-        module.begin_line("r", 1.0, "chat", None, "u", "m", 2**70, None, 0, 0)
+        module.begin_line("r", 1.0, "chat", None, "u", "m", 2**70, None, 0, 0, *REST)
     with pytest.raises(TypeError):
         module.begin_line("r")

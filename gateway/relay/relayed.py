@@ -1,0 +1,134 @@
+"""What of a streamed answer has gone to the client, kept so that its tokens can be counted where the backend does not say them.
+
+Blocks are kept as they passed, by reference; past a bound they are read and only their words stay (4 bytes a token instead of 250). Past a
+bound of words nothing more is kept: then there is only the estimate.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from gateway.errors import GatewayError
+from gateway.relay.tokenize import prompt_tokens
+from gateway.wire import sse
+from gateway.wire.body import parse
+
+if TYPE_CHECKING:
+    from gateway.relay.operations import Operation
+    from gateway.wire.protocols import WireProtocol
+    from gateway.wire.tokens import Tokenizer
+
+_BLOCKS_BYTES: Final = 64_000
+_WORDS_CHARS: Final = 1_000_000
+
+
+class Relayed:
+    """The blocks of one stream. `words` by place: `gateway.wire.words`."""
+
+    __slots__ = ("_blocks", "_chars", "_protocol", "_size_bytes", "words")
+
+    def __init__(self, protocol: WireProtocol) -> None:
+        self._protocol = protocol
+        self._blocks: list[bytes] = []
+        self._size_bytes = 0
+        self._chars = 0
+        self.words: dict[str, list[str]] = {}
+
+    def add(self, block: bytes) -> None:
+        """A block of whole events goes to the client."""
+        self._blocks.append(block)
+        self._size_bytes += len(block)
+        if self._size_bytes > _BLOCKS_BYTES:
+            self._read()
+
+    def _read(self) -> None:
+        blocks, self._blocks, self._size_bytes = self._blocks, [], 0
+        if self._chars > _WORDS_CHARS:
+            return
+        for block in blocks:
+            for event in sse.events(block):
+                self._read_event(event)
+
+    def _read_event(self, event: bytes) -> None:
+        data = sse.data_of(event)
+        if data is None:
+            return
+        try:
+            value = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            return
+        words = self.words
+        for place, text in self._protocol.words_of(value):
+            self._chars += len(text)
+            if place in words:
+                words[place].append(text)
+            else:
+                words[place] = [text]
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes to count: an event has some 200 bytes beside its words."""
+        return self._chars + self._size_bytes // 8
+
+    def texts(self) -> list[str] | None:
+        """Each text of the model in one; None where not all was kept."""
+        self._read()
+        return ["".join(parts) for parts in self.words.values()] if self._chars <= _WORDS_CHARS else None
+
+
+class Count:
+    """What the model's tokenizer is to count of one request. `body`: of the request; empty: its prompt is known. `answer`: a whole one.
+
+    `run` may run in any thread, once nothing is added any more; then `prompt` and `completion` are what it found, None: it cannot say.
+    """
+
+    __slots__ = ("_answer", "_body", "_operation", "_relayed", "_tokenizer", "completion", "prompt", "size_bytes")
+
+    def __init__(self, tokenizer: Tokenizer, operation: Operation, body: bytes, relayed: Relayed | None, answer: bytes) -> None:
+        self._tokenizer = tokenizer
+        self._operation = operation
+        self._body = body
+        self._relayed = relayed
+        self._answer = answer
+        self.prompt: int | None = None
+        self.completion: int | None = None
+        self.size_bytes = len(body) + len(answer) + (relayed.size_bytes if relayed is not None else 0)
+
+    def run(self) -> None:
+        if self._body:
+            self.prompt = self._count_prompt()
+        texts: list[str] | None = []
+        if self._relayed is not None:
+            texts = self._relayed.texts()
+        elif self._answer:
+            texts = texts_of_answer(self._operation.protocol, self._answer)
+        if texts is not None:
+            self.completion = count_tokens(self._tokenizer, texts)
+
+    def _count_prompt(self) -> int | None:
+        try:
+            return prompt_tokens(self._tokenizer, self._operation.name, parse(self._body))
+        except GatewayError:
+            return None
+
+
+def texts_of_answer(protocol: WireProtocol, body: bytes) -> list[str] | None:
+    """The same of a whole answer; None if it is not JSON."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    texts: dict[str, str] = {}
+    for place, text in protocol.words_of(value):
+        texts[place] = texts.get(place, "") + text
+    return list(texts.values())
+
+
+def count_tokens(tokenizer: Tokenizer, texts: list[str]) -> int | None:
+    """None where the tokenizer cannot say it (a lone surrogate, a text beyond its bound)."""
+    try:
+        return sum([len(tokenizer.encode(text, False)) for text in texts])
+    except GatewayError:
+        return None
