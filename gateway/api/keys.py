@@ -55,6 +55,7 @@ class KeyOut(LimitsOut):
     state: Literal["active", "expired", "revoked"]
     created_at: datetime
     created_by: str | None = Field(description="User id, or cli.", examples=["usr_9f2c1a7be04d5566"])
+    held: list[str] = Field(description="What of it an admin has set: managers only narrow that.", examples=[["rpm"]])
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None = Field(description="To the minute; null: never, as far as is known.")
@@ -281,6 +282,7 @@ def shown(found: ListedKey) -> KeyOut:
         state="revoked" if key.revoked_at is not None else "expired" if expired else "active",
         created_at=moment(key.created_at),
         created_by=key.created_by,
+        held=list(key.held),
         expires_at=moment_or_none(key.expires_at),
         revoked_at=moment_or_none(key.revoked_at),
         last_used_at=moment_or_none(found.last_used_at),

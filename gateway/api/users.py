@@ -45,6 +45,9 @@ class UserOut(LimitsOut):
     created_at: datetime
     disabled_at: datetime | None
     last_login_at: datetime | None
+    held: list[str] = Field(
+        description="What of it an admin has set: managers only narrow limits, and enable nobody.", examples=[["rpm", "disabled"]]
+    )
 
 
 class UserIn(LimitsIn):
@@ -206,5 +209,6 @@ def _out(user: User, team_name: str | None) -> UserOut:
         created_at=moment(user.created_at),
         disabled_at=moment_or_none(user.disabled_at),
         last_login_at=moment_or_none(user.last_login_at),
+        held=list(user.held),
         **shown_limits(user.limits),
     )

@@ -12,7 +12,7 @@ from auth.principal import Role
 from gateway.changes import Actor, create_user
 from gateway.cli.audit import verify_lines
 
-from .conftest import Plane
+from .conftest import PASSWORD, Plane
 
 
 async def _people(plane: Plane, count: int) -> None:
@@ -77,3 +77,21 @@ async def test_only_admins_read_it(plane: Plane) -> None:
                 assert (await client.get(path)).status_code == 403
         async with plane.client() as client:
             assert (await client.get(path)).status_code == 401
+
+
+async def test_a_logout_is_there_once_with_its_address(plane: Plane, admin: httpx.AsyncClient, anyone: httpx.AsyncClient) -> None:
+    login = {"email": plane.people[Role.MEMBER].email, "password": PASSWORD}
+    token = (await anyone.post("/auth/login", json=login)).json()["refresh_token"]
+    for sent in (token, token, "none-such"):
+        assert (await anyone.post("/auth/logout", json={"refresh_token": sent})).status_code == 204
+    found = (await admin.get("/admin/audit?action=logout")).json()["data"]
+    assert [(entry["actor_user_id"], entry["address"]) for entry in found] == [(plane.people[Role.MEMBER].id, "203.0.113.7")]
+    assert token not in str(found)
+
+
+async def test_what_an_admin_has_set_is_shown(plane: Plane, admin: httpx.AsyncClient) -> None:
+    member = plane.people[Role.MEMBER].id
+    key = (await admin.post("/admin/keys", json={"name": "k", "owner": member, "rpm": 5})).json()["id"]
+    assert (await admin.get(f"/admin/keys/{key}")).json()["held"] == ["rpm"]
+    assert (await admin.patch(f"/admin/keys/{key}", json={"rpm": None, "tpm": 7})).json()["held"] == ["tpm"]
+    assert (await admin.patch(f"/admin/users/{member}", json={"disabled": True, "rpm": 5})).json()["held"] == ["disabled", "rpm"]
