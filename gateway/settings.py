@@ -86,6 +86,9 @@ class Settings(BaseSettings):
     )
     drain_s: float = Field(30, ge=0, validation_alias=_env("GATEWAY_DRAIN_S"), description="SIGTERM: running requests may finish this long")
     hub_access: bool = Field(False, validation_alias=_env("GATEWAY_HUB_ACCESS"), description="may local models be fetched from a hub")
+    usage_kept_days: int = Field(
+        400, ge=0, validation_alias=_env("GATEWAY_USAGE_KEPT_DAYS"), description="rows of single requests, in days; reports stay; 0 = for ever"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", validation_alias=_env("GATEWAY_LOG_LEVEL"))
     host: str = Field("127.0.0.1", validation_alias=_env("HOST"))
     port: int = Field(8000, ge=0, le=65535, validation_alias=_env("PORT"))

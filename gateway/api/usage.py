@@ -4,11 +4,8 @@ whole as CSV or JSON lines.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -21,20 +18,15 @@ from gateway.api.moments import before, moment, moment_or_none
 from gateway.api.paging import NO_NUL
 from gateway.api.reach import TheReach
 from gateway.errors import InvalidRequest
-from gateway.limits.budget import format_usd
 from gateway.runtime import Control
 from gateway.store import usage
+from gateway.store.lines import as_csv, as_json_lines, fields
 from gateway.store.usage import By, UsageLine, Wanted
 
 Format = Literal["json", "jsonl", "csv"]
 Since = Annotated[str, Query(max_length=60, description="A duration back from now (7d) or an RFC 3339 time; to the hour.", examples=["7d"])]
 Until = Annotated[str, Query(max_length=60, description="As `since`; absent: now.")]
 Only = Annotated[str, Query(max_length=200, pattern=NO_NUL)]
-NAMES = {
-    "key": "key_id", "model": "model", "user": "user_id", "team": "team_id", "day": "day", "hour": "hour", "backend": "backend",
-    "ending": "ending", "arm": "arm", "version": "revision",
-}  # fmt: skip
-COUNTED = ("requests", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost")
 _TYPES = {"csv": "text/csv", "jsonl": "application/x-ndjson"}
 _MOST = 1000
 _MOST_OF_MANY = 100  # keys and users, where nothing else is asked for
@@ -196,32 +188,3 @@ async def _written(by: By, form: str, lines: Sequence[UsageLine], following: str
     while following is not None:
         lines, following = await page(following)
         yield write(by, lines, False)
-
-
-def fields(by: str, line: UsageLine) -> dict[str, Any]:
-    """A line by name, what it is of first. Money: a decimal string in USD."""
-    first: dict[str, Any] = {"experiment": line.experiment} if by == "arm" else {}
-    group: Any = int(line.group) if by == "version" else line.group or None
-    counts = (
-        line.requests,
-        line.prompt_tokens,
-        line.completion_tokens,
-        line.cached_tokens,
-        line.reasoning_tokens,
-        format_usd(line.cost_pusd),
-    )
-    return first | {NAMES[by]: group} | dict(zip(COUNTED, counts, strict=True))
-
-
-def as_csv(by: str, lines: Iterable[UsageLine], headed: bool) -> str:
-    """RFC 4180, with a header if `headed`."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    if headed:
-        writer.writerow([*(["experiment"] if by == "arm" else []), NAMES[by], *COUNTED])
-    writer.writerows(fields(by, line).values() for line in lines)
-    return text.getvalue()
-
-
-def as_json_lines(by: str, lines: Iterable[UsageLine], _headed: bool = False) -> str:
-    return "".join(json.dumps(fields(by, line), ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines)

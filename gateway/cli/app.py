@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import audit, doctor, explain, init, keys, login, passwords, revisions, secrets, serve, teams, usage, users
+from gateway.cli import audit, doctor, explain, init, keys, ledger, login, passwords, revisions, secrets, serve, teams, usage, users
 
 app = typer.Typer(
     name="gateway",
@@ -49,7 +49,7 @@ app.command()(revisions.rollback)
 app.command()(explain.explain)
 app.add_typer(explain.models_app, name="models")
 app.command()(usage.usage)
-app.add_typer(usage.ledger_app, name="ledger")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(audit.app, name="audit")
 app.command()(doctor.doctor)
 app.command()(login.login)

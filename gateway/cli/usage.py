@@ -1,101 +1,78 @@
-"""`gateway usage` and `gateway ledger export`: what requests used, up to the last one that has ended."""
+"""`gateway usage`: what requests used, up to the last one that has ended."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gateway.cli.context import Context, in_context
-from gateway.cli.moments import rfc3339, since
+from gateway.cli.ledger import settle_ledger
+from gateway.cli.moments import since
 from gateway.cli.options import Json
-from gateway.cli.output import show, show_json, show_table, tell
+from gateway.cli.output import show, show_json, show_table
 
 if TYPE_CHECKING:
-    from gateway.store.usage import UsageLine
-
-ledger_app = typer.Typer(help="The record of every admitted request.", no_args_is_help=True)
+    from gateway.store.usage import UsageLine, Wanted
 
 Since = Annotated[str, typer.Option("--since", metavar="7d", help="From when: 90s, 1h, 7d or an RFC 3339 time. Without it: all.")]
-_GROUPS = {"key": ("key_id",), "model": ("model",), "day": ("day",), "arm": ("experiment", "arm")}
-_SETTLE_S = 5.0  # a keeper on a busy machine may take longer than its usual second
-_PAGE = 1000
+Until = Annotated[str, typer.Option("--until", metavar="1d", help="Before when: the same. Without it: now.")]
+_BYS = ("key", "model", "user", "team", "day", "hour", "backend", "ending", "arm", "version")
+_FORMATS = ("table", "json", "jsonl", "csv")
+_CONTRACT = ("cached_tokens", "reasoning_tokens")  # what `--json` leaves out: its members are fixed
 
 
 def usage(
-    by: Annotated[str, typer.Option("--by", metavar="key|model|day|arm", help="What to add up; arm: of experiments and canaries.")] = "key",
+    by: Annotated[str, typer.Option("--by", metavar="|".join(_BYS), help="What to add up; arm: of experiments and canaries.")] = "key",
     since_text: Since = "",
+    until_text: Until = "",
+    user: Annotated[str, typer.Option("--user", metavar="ID", help="Only this user's.")] = "",
+    key: Annotated[str, typer.Option("--key", metavar="ID", help="Only this key's.")] = "",
+    model: Annotated[str, typer.Option("--model", metavar="NAME", help="Only this model's.")] = "",
+    team: Annotated[str, typer.Option("--team", metavar="ID", help="Only this team's, as it was then.")] = "",
+    form: Annotated[str, typer.Option("--format", metavar="|".join(_FORMATS), help="How to print it.")] = "table",
+    as_csv: Annotated[bool, typer.Option("--csv", help="The same as --format csv.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Requests, tokens and cost, by key, model, day or arm. Counted by the hour, in UTC."""
-    if by not in _GROUPS:
-        raise typer.BadParameter("It is key, model, day or arm.", param_hint="--by")
-    since_s = since(since_text, time.time()) if since_text else 0.0
-    lines = in_context(lambda ctx: _totals(ctx, by, since_s))
-    if as_json:
-        show_json([_fields(line, by) for line in lines])
-        return
-    rows = [tuple(_fields(line, by).values()) for line in lines]
-    counts = ("requests", "prompt tokens", "completion tokens", "cost (USD)")
-    show_table((*_GROUPS[by], *counts), rows, right=frozenset(counts), empty="Nothing was used.")
+    """Requests, tokens and cost, by key, model, user, day and more. Counted by the hour, in UTC."""
+    from gateway.store.usage import Wanted
+
+    if by not in _BYS:
+        raise typer.BadParameter(f"It is one of {', '.join(_BYS)}.", param_hint="--by")
+    if form not in _FORMATS:
+        raise typer.BadParameter(f"It is one of {', '.join(_FORMATS)}.", param_hint="--format")
+    now_s = time.time()
+    since_s = since(since_text, now_s) if since_text else 0.0
+    until_s = since(until_text, now_s, "--until") if until_text else None
+    if until_s is not None and until_s <= since_s:
+        raise typer.BadParameter("It lies before --since.", param_hint="--until")
+    wanted = Wanted(since_s, until_s, user, key, model, team or None)
+    lines = in_context(lambda ctx: _totals(ctx, by, wanted))
+    _print(lines, by, "csv" if as_csv else "json" if as_json else form)
 
 
-@ledger_app.command()
-def export(since_text: Since = "") -> None:
-    """Print one JSON line per admitted request, oldest first."""
-    since_s = since(since_text, time.time()) if since_text else 0.0
+def _print(lines: list[UsageLine], by: str, form: str) -> None:
+    from gateway.store.lines import as_csv, as_json_lines, fields
 
-    async def work(ctx: Context) -> None:
-        from gateway.store.requests import exported
-
-        await settle_ledger(ctx)
-        async for row in _rows(ctx, since_s):
-            show(json.dumps(exported(row) | {"started_at": rfc3339(row["started_at"])}, ensure_ascii=False, separators=(",", ":")))
-
-    in_context(work)
-
-
-async def settle_ledger(ctx: Context) -> None:
-    """Books that hold all that has ended so far, or a word that they do not."""
-    from gateway.keeper.settle import settle
-
-    if not await settle(ctx.db, ctx.settings.run_dir, _SETTLE_S):
-        tell(f"The running server has not brought its ledger up to date within {_SETTLE_S:.0f} s: the newest requests may be missing.")
+    if form == "csv":
+        show(as_csv(by, lines, True).replace("\r\n", "\n").rstrip("\n"))
+    elif form == "jsonl":
+        if lines:
+            show(as_json_lines(by, lines).rstrip("\n"))
+    else:
+        rows = [{name: value for name, value in fields(by, line).items() if name not in _CONTRACT} for line in lines]
+        if form == "json":
+            show_json(rows)
+            return
+        counts = ("requests", "prompt tokens", "completion tokens", "cost (USD)")
+        first = ("experiment", "arm") if by == "arm" else (next(iter(rows[0])) if rows else by,)
+        show_table((*first, *counts), [tuple(row.values()) for row in rows], right=frozenset(counts), empty="Nothing was used.")
 
 
-async def _totals(ctx: Context, by: Any, since_s: float) -> list[UsageLine]:
-    from gateway.store.usage import Wanted, whole_report
+async def _totals(ctx: Context, by: Any, wanted: Wanted) -> list[UsageLine]:
+    from gateway.store.usage import whole_report
 
     await settle_ledger(ctx)
     async with ctx.db.read() as conn:
-        return await whole_report(conn, by, Wanted(since_s))
-
-
-async def _rows(ctx: Context, since_s: float) -> AsyncIterator[dict[str, Any]]:
-    from gateway.store.requests import rows_since
-
-    after = (0.0, "")
-    while True:
-        async with ctx.db.read() as conn:  # a transaction for each page: a long export must not hold one open
-            page = await rows_since(conn, since_s, after=after, limit=_PAGE)
-        for row in page:
-            yield row
-        if len(page) < _PAGE:
-            return
-        after = (page[-1]["started_at"], page[-1]["request_id"])
-
-
-def _fields(line: UsageLine, by: str) -> dict[str, Any]:
-    from gateway.limits.budget import format_usd
-
-    groups = (line.experiment, line.group) if by == "arm" else (line.group or None,)  # no key: a login token
-    return {
-        **dict(zip(_GROUPS[by], groups, strict=True)),
-        "requests": line.requests,
-        "prompt_tokens": line.prompt_tokens,
-        "completion_tokens": line.completion_tokens,
-        "cost": format_usd(line.cost_pusd),
-    }
+        return await whole_report(conn, by, wanted)

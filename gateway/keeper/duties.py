@@ -22,7 +22,7 @@ from gateway.routing.probes import FILE_NAME as PROBES_FILE
 from gateway.routing.stored import read_stored
 from gateway.routing.table import local_specs
 from gateway.settings import Settings
-from gateway.store import login_addresses, password_links, revisions, samples, tokens
+from gateway.store import days, login_addresses, password_links, revisions, samples, segments, tokens
 from gateway.store.engine import Database
 from gateway.store.errors import StoreUnavailable
 from gateway.store.generation import Generation
@@ -170,6 +170,12 @@ class Keeper:
             await tokens.purge(conn, now_s)
             await password_links.purge(conn, now_s)
             await login_addresses.purge(conn, now_s - ADDRESSES_KEPT_S)
+        if kept_days := self._settings.usage_kept_days:
+            oldest_s = now_s - kept_days * days.DAY_S
+            async with self._db.write() as conn:
+                await segments.purge(conn, oldest_s)
+            for name in await days.drop_before(self._db, oldest_s):
+                logger.info("the rows of a day were dropped at their end; reports stay", table=name)
 
     async def _wait(self, seconds: float) -> None:
         try:

@@ -91,7 +91,7 @@ class Shipper:
                 offset = segment.offset + len(data)
                 if lines.values:
                     async with self._booking(lines.values) as conn:
-                        ended += await booking.insert_values(conn, _booked(lines.values), name, offset)
+                        ended += await booking.insert_values(conn, booked(lines.values), name, offset)
                     self._uses.note_all(lines.values[_KEY_AT::_WIDTH], lines.values[_STARTED_AT::_WIDTH])
                 self._take(segment, lines)
                 segment.offset = offset
@@ -142,7 +142,7 @@ class Shipper:
         values = [value for begun in segment.begun.values() for value in interrupted(begun, noted)]
         async with self._booking(values) as conn:
             if values:
-                await booking.insert_values(conn, _booked(values), name, segment.offset)
+                await booking.insert_values(conn, booked(values), name, segment.offset)
                 self._uses.note_all(values[_KEY_AT::_WIDTH], values[_STARTED_AT::_WIDTH])
             await segments.finish(conn, name)
         segment.path.unlink(missing_ok=True)
@@ -171,8 +171,8 @@ class Shipper:
         return self._id
 
 
-def _booked(values: list[Any]) -> list[Any]:
-    """For the columns that no record has yet: nothing."""
+def booked(values: list[Any]) -> list[Any]:
+    """Values of records as rows have them. For the columns that no record has yet: nothing."""
     missing = len(COLUMNS) - _WIDTH
     if not missing:
         return values
