@@ -1,6 +1,11 @@
 """Fixtures for all tests."""
 
+import os
+
 import gateway.native  # first of all: it makes the compiled form of the other packages known
+
+# Models in this process compute on one core: two threads that wait for each other take minutes where other tests run beside them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ["tests.databases", "tests.server_logs"]
 

@@ -26,6 +26,8 @@ from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
 import httpx
 
+from tests.gateway_process import PLAIN
+
 CLIENT_ID, CLIENT_SECRET = "gateway", "s3cret/with+signs&="
 _ROOT = Path(__file__).parents[1]
 
@@ -37,11 +39,11 @@ class OpenIdProvider:
 
     def put_user(self, subject: str, **claims: Any) -> None:
         """Make or change somebody. `email_verified` and other claims as they shall be."""
-        httpx.put(f"{self.url}/users/{subject}", json=claims, trust_env=False).raise_for_status()
+        httpx.put(f"{self.url}/users/{subject}", json=claims, trust_env=False, verify=PLAIN).raise_for_status()
 
     def sign_in(self, authorization_url: str, subject: str, action: str = "authorize") -> str:
         """What a person does at the provider: the address that their browser is sent back to."""
-        response = httpx.post(authorization_url, data={"sub": subject, "action": action}, trust_env=False)
+        response = httpx.post(authorization_url, data={"sub": subject, "action": action}, trust_env=False, verify=PLAIN)
         assert response.status_code == 302, response.text
         return response.headers["location"]
 
@@ -55,7 +57,7 @@ def openid_provider(*redirect_urls: str) -> Iterator[OpenIdProvider]:
         url, end_s = f"http://localhost:{port}", time.monotonic() + 30
         while True:
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/.well-known/openid-configuration", trust_env=False).status_code == 200:
+                if httpx.get(f"{url}/.well-known/openid-configuration", trust_env=False, verify=PLAIN).status_code == 200:
                     break
             assert process.poll() is None and time.monotonic() < end_s, "the provider does not start"
             time.sleep(0.05)

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from tests.gateway_process import PASSWORD, Gateway
+from tests.gateway_process import PASSWORD, PLAIN, Gateway
 
 
 class Admin:
@@ -40,7 +40,7 @@ class Admin:
 @contextlib.contextmanager
 def admin(running: Gateway) -> Iterator[Admin]:
     """Log in to a gateway that is served."""
-    with httpx.Client(base_url=running.url, trust_env=False, timeout=20) as http:
+    with httpx.Client(base_url=running.url, trust_env=False, verify=PLAIN, timeout=20) as http:
         answer = http.post("/auth/login", json={"email": "admin@localhost", "password": PASSWORD})
         assert answer.status_code == 200, answer.text
         http.headers["authorization"] = f"Bearer {answer.json()['access_token']}"

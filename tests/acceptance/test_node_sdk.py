@@ -18,7 +18,7 @@ import pytest
 
 from tests.acceptance.admin import admin
 from tests.acceptance.misbehaving import misbehaving_upstream, routes
-from tests.gateway_process import Gateway, gateway
+from tests.gateway_process import PLAIN, Gateway, gateway
 
 HERE = Path(__file__).parent / "node"
 CONFIG = """
@@ -82,7 +82,10 @@ def _keys(running: Gateway) -> dict[str, str]:
         root.revoke(revoked["id"])
         keys = {"no inference": root.key("reader", scopes=["usage"]), "one a minute": root.key("slow", rpm=1)}
     deadline_s = time.monotonic() + 5
-    while httpx.get(f"{running.url}/v1/models", headers={"authorization": f"Bearer {expired}"}, trust_env=False).status_code == 200:
+    while (
+        httpx.get(f"{running.url}/v1/models", headers={"authorization": f"Bearer {expired}"}, trust_env=False, verify=PLAIN).status_code
+        == 200
+    ):
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
     never = {"unknown": plain[:-4] + "0000", "malformed": "sk-gw-nothing"}

@@ -23,7 +23,7 @@ from urllib.parse import urljoin
 import httpx
 import pytest
 
-from tests.gateway_process import Gateway, free_port, gateway
+from tests.gateway_process import PLAIN, Gateway, free_port, gateway
 
 HERE = Path(__file__).parent / "openid"
 CONFIG = "models: [{id: echo, backends: [{type: echo}]}]"
@@ -128,7 +128,7 @@ def _wait_for(url: str) -> None:
     end_s = time.monotonic() + 30
     while time.monotonic() < end_s:
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(url, trust_env=False).status_code == 200:
+            if httpx.get(url, trust_env=False, verify=PLAIN).status_code == 200:
                 return
         time.sleep(0.05)
     raise AssertionError("the provider does not start")

@@ -15,7 +15,7 @@ from openai import AsyncOpenAI, OpenAI
 
 from tests.acceptance.admin import admin
 from tests.acceptance.misbehaving import misbehaving_upstream, routes
-from tests.gateway_process import Gateway, free_port, gateway
+from tests.gateway_process import PLAIN, Gateway, free_port, gateway
 from tests.models import tiny_chat, tiny_encoder
 from tests.upstream import Upstream
 
@@ -31,10 +31,12 @@ class Installation:
     keys: dict[str, str]
 
     def client(self, key: str = "plain", **options: Any) -> OpenAI:
-        return OpenAI(base_url=f"{self.gateway.url}/v1", api_key=self.keys[key], max_retries=0, timeout=20, **options)
+        http = openai.DefaultHttpxClient(verify=PLAIN)
+        return OpenAI(base_url=f"{self.gateway.url}/v1", api_key=self.keys[key], max_retries=0, timeout=20, http_client=http, **options)
 
     def async_client(self, key: str = "plain") -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=f"{self.gateway.url}/v1", api_key=self.keys[key], max_retries=0, timeout=20)
+        http = openai.DefaultAsyncHttpxClient(verify=PLAIN)
+        return AsyncOpenAI(base_url=f"{self.gateway.url}/v1", api_key=self.keys[key], max_retries=0, timeout=20, http_client=http)
 
 
 @pytest.fixture(scope="module")

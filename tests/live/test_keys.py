@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.databases import Postgres
-from tests.gateway_process import PASSWORD, Gateway, gateway
+from tests.gateway_process import PASSWORD, PLAIN, Gateway, gateway
 
 CONFIG = "models: [{id: m, backends: [{type: echo}]}]"
 MESSAGE = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
@@ -38,7 +38,7 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def admin(running: Gateway) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=running.url, trust_env=False, timeout=10) as client:
+    with httpx.Client(base_url=running.url, trust_env=False, verify=PLAIN, timeout=10) as client:
         answer = client.post("/auth/login", json={"email": "admin@localhost", "password": PASSWORD})
         client.headers["authorization"] = f"Bearer {answer.json()['access_token']}"
         yield client
@@ -52,7 +52,7 @@ def made(admin: httpx.Client, **body: object) -> dict[str, Any]:
 
 def chat(running: Gateway, key: str, *, header: str = "x-api-key", peer: str = "127.0.0.1", **more: str) -> int:
     """The status of one request from the address `peer`."""
-    transport = httpx.HTTPTransport(local_address=peer)
+    transport = httpx.HTTPTransport(local_address=peer, verify=PLAIN)
     with httpx.Client(transport=transport, timeout=10) as client:
         headers = {header: HEADERS[header].format(key)} | {name.replace("_", "-"): value for name, value in more.items()}
         return client.post(f"{running.url}/v1/chat/completions", json=MESSAGE, headers=headers).status_code
@@ -121,7 +121,7 @@ def test_people_rotate_and_revoke_their_own(running: Gateway, admin: httpx.Clien
     body = {"email": "kim@example.com", "role": "member", "password": PASSWORD}
     owner = admin.post("/admin/users", json=body).json()
     issued = made(admin, owner=owner["id"], rpm=1000)
-    with httpx.Client(base_url=running.url, trust_env=False, timeout=10) as client:
+    with httpx.Client(base_url=running.url, trust_env=False, verify=PLAIN, timeout=10) as client:
         token = client.post("/auth/login", json={"email": "kim@example.com", "password": PASSWORD}).json()["access_token"]
         client.headers["authorization"] = f"Bearer {token}"
         (listed,) = client.get("/auth/keys").json()["data"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.gateway_process import PASSWORD, Gateway, gateway
+from tests.gateway_process import PASSWORD, PLAIN, Gateway, gateway
 
 ADMIN = {"email": "admin@localhost", "password": PASSWORD}
 
@@ -23,7 +23,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 def log_in(gw: Gateway, source: str, login: dict[str, str]) -> httpx.Response:
     """A connection of its own, which either of the two servers may get."""
-    transport = httpx.HTTPTransport(local_address=source)
+    transport = httpx.HTTPTransport(local_address=source, verify=PLAIN)
     with httpx.Client(transport=transport, base_url=gw.url, trust_env=False, timeout=30) as client:
         return client.post("/auth/login", json=login)
 

@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.gateway_process import Gateway, free_port, gateway
+from tests.gateway_process import PLAIN, Gateway, free_port, gateway
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "gateway.json").read_text())
@@ -71,14 +71,16 @@ class Prometheus:
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """The vector now."""
-        answer = httpx.get(f"{self.url}/api/v1/query", params={"query": expression}, timeout=10, trust_env=False)
+        answer = httpx.get(f"{self.url}/api/v1/query", params={"query": expression}, timeout=10, trust_env=False, verify=PLAIN)
         assert answer.status_code == 200, answer.text
         return list(answer.json()["data"]["result"])
 
     def graph(self, expression: str) -> list[dict[str, Any]]:
         """The series since the start, as a panel draws them."""
         window = {"start": self.started_s, "end": time.time(), "step": 1}
-        answer = httpx.get(f"{self.url}/api/v1/query_range", params={"query": expression, **window}, timeout=10, trust_env=False)
+        answer = httpx.get(
+            f"{self.url}/api/v1/query_range", params={"query": expression, **window}, timeout=10, trust_env=False, verify=PLAIN
+        )
         assert answer.status_code == 200, answer.text
         return list(answer.json()["data"]["result"])
 

@@ -25,6 +25,7 @@ import pytest
 from backends.base import Call, Headers
 from backends.errors import BackendError, NotReady
 from backends.local import LocalBackend, LocalModels, LocalSpec, LocalState
+from tests.gateway_process import PLAIN
 from tests.models import pickle_only, tiny_chat, tiny_encoder, without_weights
 
 HELLO = [{"role": "user", "content": "안녕, how do I create a key? 😀"}]
@@ -47,7 +48,7 @@ class Worker:
         end_s = time.monotonic() + READY_S
         while time.monotonic() < end_s and self.process.poll() is None:
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(self.url + "/health").status_code == 200:
+                if httpx.get(self.url + "/health", verify=PLAIN).status_code == 200:
                     return self
             time.sleep(0.1)
         raise AssertionError(f"the worker is not ready: {self.log.read_text()}")
@@ -63,7 +64,7 @@ class Worker:
         return self.lines(message)[count - 1]
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=30, **options)
+        return httpx.post(self.url + path, json=body, timeout=30, verify=PLAIN, **options)
 
     def sdk(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=self.url + "/v1", api_key="unused", max_retries=0)

@@ -24,6 +24,7 @@ from gateway.relay.edge import Edge, edge_class, tick
 from gateway.routing.document import RevisionDocument
 from gateway.settings import Settings
 from gateway.store.users import User
+from tests.gateway_process import PLAIN
 
 PASSWORD = "correct horse battery 9"
 INIT = Actor(None, "init")
@@ -41,7 +42,7 @@ class Inside:
 
     def client(self, credential: str | None = None) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {credential}"} if credential else {}
-        return httpx.AsyncClient(base_url=self.url, headers=headers, trust_env=False, timeout=20)
+        return httpx.AsyncClient(base_url=self.url, headers=headers, trust_env=False, verify=PLAIN, timeout=20)
 
     async def person(self, name: str, /, role: Role | str, password: str | None = None, **fields: Any) -> User:
         services = self.services

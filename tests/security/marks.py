@@ -28,6 +28,7 @@ class Marks:
     """Secrets by name. Each has a core of letters and digits that is nowhere else in the world; it is the core that is searched for."""
 
     cores: dict[str, str] = field(default_factory=dict)
+    _by_start: dict[bytes, list[tuple[str, str, bytes]]] = field(default_factory=dict)
 
     def make(self, name: str, before: str = "", after: str = "") -> str:
         """A new secret: a fresh core between these two."""
@@ -39,25 +40,20 @@ class Marks:
         assert name not in self.cores, name
         assert len(secret) >= _MIN_CHARS
         self.cores[name] = secret
+        for encoding, form in forms(secret.encode()):
+            self._by_start.setdefault(form[:_MIN_CHARS], []).append((name, encoding, form))
         return secret
 
     def found_in(self, data: bytes, allowed: Iterable[str] = ()) -> list[str]:
         """`name (encoding)` of every secret in `data` but those allowed."""
-        skipped, forms_by_start = set(allowed), self._forms_by_start()
-        found = set()
+        skipped, begins, found = set(allowed), self._by_start, set()
         # one pass over the data, however many secrets there are
         for at in range(len(data) - _MIN_CHARS + 1):
-            for name, encoding, form in forms_by_start.get(data[at : at + _MIN_CHARS], ()):
-                if name not in skipped and data.startswith(form, at):
-                    found.add(f"{name} ({encoding})")
+            if (start := data[at : at + _MIN_CHARS]) in begins:
+                found |= {
+                    f"{name} ({encoding})" for name, encoding, form in begins[start] if name not in skipped and data.startswith(form, at)
+                }
         return sorted(found)
-
-    def _forms_by_start(self) -> dict[bytes, list[tuple[str, str, bytes]]]:
-        made: dict[bytes, list[tuple[str, str, bytes]]] = {}
-        for name, core in self.cores.items():
-            for encoding, form in forms(core.encode()):
-                made.setdefault(form[:_MIN_CHARS], []).append((name, encoding, form))
-        return made
 
 
 def forms(core: bytes) -> list[tuple[str, bytes]]:

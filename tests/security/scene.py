@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from auth.keys import mint
-from tests.gateway_process import PASSWORD, Gateway, gateway
+from tests.gateway_process import PASSWORD, PLAIN, Gateway, gateway
 
 CONFIG = """
 models:
@@ -39,7 +39,7 @@ class Scene:
     def client(self, caller: str) -> httpx.Client:
         """From an address of its own: what is limited by address is then no matter of how many callers are asked before."""
         number = 2 + sorted(self.callers).index(caller)
-        transport = httpx.HTTPTransport(local_address=f"127.0.1.{number}")
+        transport = httpx.HTTPTransport(local_address=f"127.0.1.{number}", verify=PLAIN)
         return httpx.Client(base_url=self.gateway.url, transport=transport, trust_env=False, timeout=20)
 
     def as_admin(self, method: str, path: str, body: Any = None, status: int | None = None) -> Any:

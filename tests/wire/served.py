@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from tests.gateway_process import Gateway, free_port, gateway
+from tests.gateway_process import PLAIN, Gateway, free_port, gateway
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,12 @@ class Served:
     key: str
 
     def http(self, key: str | None = None) -> httpx.Client:
-        return httpx.Client(base_url=self.gateway.url, headers={"authorization": f"Bearer {key or self.key}"}, trust_env=False, timeout=20)
+        return httpx.Client(
+            base_url=self.gateway.url, headers={"authorization": f"Bearer {key or self.key}"}, trust_env=False, verify=PLAIN, timeout=20
+        )
 
     def bare(self) -> httpx.Client:
-        return httpx.Client(base_url=self.gateway.url, trust_env=False, timeout=20)
+        return httpx.Client(base_url=self.gateway.url, trust_env=False, verify=PLAIN, timeout=20)
 
 
 @pytest.fixture(scope="session")

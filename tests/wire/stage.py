@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from tests.faults.client import Answer, Client
+from tests.gateway_process import PLAIN
 from tests.relay_server import RelayServer, relay_server, route, target
 from tests.upstream import Script, Seen, Upstream, Wire
 
@@ -59,7 +60,8 @@ class Stage:
 
     @asynccontextmanager
     async def sdk(self, retries: int = 0, key: str | None = None) -> AsyncIterator[AsyncOpenAI]:
-        async with AsyncOpenAI(base_url=f"{self.server.url}/v1", api_key=key or self.server.key, max_retries=retries, timeout=15) as client:
+        url, http = f"{self.server.url}/v1", DefaultAsyncHttpxClient(verify=PLAIN)
+        async with AsyncOpenAI(base_url=url, api_key=key or self.server.key, max_retries=retries, timeout=15, http_client=http) as client:
             yield client
 
     async def connect(self) -> Client:
