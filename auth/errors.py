@@ -5,6 +5,7 @@ AuthError                  `reason` is a fixed word for the log; the client sees
 ├── CredentialInvalid      malformed, unknown, revoked, expired, not in force yet (early), wrong signature, two different ones
 │   └── KeyUnknown         a token names a signing key that is not known: the issuer's published keys may have changed meanwhile
 ├── StoreAway              not known here, while what is known cannot be brought up to date: it may be new (503)
+│   └── SigningAway        the key that signs login tokens cannot be opened: none is issued, and not each can be judged (503)
 ├── LoginFailed            wrong e-mail or password (never told apart)
 ├── LoginDelayed           too many wrong ones of this account or from this address: try again later (429)
 ├── HasherBusy             too many passwords wait to be checked: try again later (429)
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 class AuthError(Exception):
     """Base. `reason`: missing, malformed, unknown, revoked, expired, early, reused, signature, role, conflicting, disabled, password,
-    delayed, busy, unsuitable, store_away.
+    delayed, busy, unsuitable, store_away, signing_away.
     """
 
     def __init__(self, reason: str) -> None:
@@ -43,8 +44,13 @@ class StoreAway(AuthError):
 
     retry_after_s = 1.0
 
+    def __init__(self, reason: str = "store_away") -> None:
+        super().__init__(reason)
+
+
+class SigningAway(StoreAway):
     def __init__(self) -> None:
-        super().__init__("store_away")
+        super().__init__("signing_away")
 
 
 class LoginFailed(AuthError):

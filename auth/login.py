@@ -70,6 +70,7 @@ class Login:
 
         Raises `LoginFailed` (unknown, disabled or wrong password: as long, and not told apart), `LoginDelayed` and `HasherBusy`.
         """
+        self._tokens.require()
         account = await self.prove(email, password, address)
         return await self.open(account.user, address)
 
@@ -126,7 +127,8 @@ class Login:
         return account is not None and account.known
 
     async def open(self, user: UserRecord, address: str = "") -> TokenPair:
-        """A new login of somebody who has proven who they are. The address counts as known from now on."""
+        """A new login of somebody who has proven who they are. The address counts as known from now on. Raises `SigningAway`."""
+        self._tokens.require()
         now_s, text = self._clock(), _mint()
         grant = RefreshGrant(user.user_id, user.token_epoch)
         await self._refresh_tokens.add(_digest(text), grant, now_s, now_s + self._refresh_lifetime_s, address)
@@ -135,7 +137,8 @@ class Login:
         return self._pair(user, text, now_s)
 
     async def refresh(self, refresh_token: str, address: str = "") -> TokenPair:
-        """Exchange a refresh token for a new pair. Raises `CredentialInvalid`: unknown, expired, reused, disabled, revoked."""
+        """Exchange a refresh token for a new pair. Raises `SigningAway`, `CredentialInvalid`: unknown, expired, reused, disabled."""
+        self._tokens.require()  # first: the old token must stay good where no new one can be issued
         now_s, text = self._clock(), _mint()
         expires_at = now_s + self._refresh_lifetime_s
         grant = await self._refresh_tokens.rotate(

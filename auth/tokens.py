@@ -21,7 +21,7 @@ from jose import jwk, jws
 from jose.backends.base import Key
 from jose.exceptions import JOSEError
 
-from auth.errors import CredentialInvalid
+from auth.errors import CredentialInvalid, SigningAway
 from auth.ports import UserRecord
 from auth.signing import PublicKey, SigningKey, public_jwk
 
@@ -128,17 +128,26 @@ class AccessTokens:
     ) -> None:
         self.issuer, self.audience, self.lifetime_s = issuer, audience, lifetime_s
         self._keys: tuple[SigningKey, ...] = ()
+        self._withheld = False
         self._signers: dict[str, Key] = {}
         self._verifiers: dict[str, tuple[VerifyingKey, float]] = {}  # and until when, Unix seconds
         self.replace((SigningKey(_kid(keys), "HS256", keys),) if isinstance(keys, bytes) else keys)
 
     def replace(self, keys: Collection[SigningKey]) -> None:
-        """From now on these, oldest first, and no others."""
-        if not keys:
-            raise ValueError("there is no key to sign with")
+        """From now on these, oldest first, and no others. None: as after `withhold`."""
         signers = {key.kid: _prepared(key.material, key.algorithm) for key in keys}
         verifiers = {key.kid: (VerifyingKey(key.verifier, key.algorithm), _end(key)) for key in keys}
         self._keys, self._signers, self._verifiers = tuple(keys), signers, verifiers
+        self._withheld = not keys
+
+    def withhold(self) -> None:
+        """The key that ought to sign now cannot be opened: until `replace` none is issued, and an unknown token may be its."""
+        self._withheld = True
+
+    def require(self) -> None:
+        """Raises `SigningAway` while no token can be issued."""
+        if self._withheld:
+            raise SigningAway
 
     def knows(self, kid: object) -> bool:
         """Is this the id of one of our own keys?"""
@@ -154,6 +163,8 @@ class AccessTokens:
         return [dict(shown) for key in self._keys if _end(key) > now_s and (shown := public_jwk(key)) is not None]
 
     def issue(self, user: UserRecord, now_s: float | None = None) -> str:
+        """Raises `SigningAway`."""
+        self.require()
         now_s = time.time() if now_s is None else now_s
         issued_at = int(now_s)
         claims = {
@@ -169,11 +180,13 @@ class AccessTokens:
         return str(jws.sign(claims, self._signers[key.kid], headers={"kid": key.kid}, algorithm=key.algorithm))
 
     def verify(self, token: str, now_s: float | None = None) -> Claims:
-        """Raises `CredentialInvalid`: malformed, signature (also: unknown kid, wrong issuer or audience), expired, early."""
+        """Raises `CredentialInvalid`: malformed, signature (also: unknown kid, wrong issuer or audience), expired, early. `SigningAway`."""
         now_s = time.time() if now_s is None else now_s
         head = head_of(token)
         kid = head.get("kid")
         key, end = self._verifiers.get(kid, (None, 0.0)) if isinstance(kid, str) else (None, 0.0)
+        if key is None and self._withheld:
+            raise SigningAway
         if key is None or end <= now_s or head.get("alg") != key.algorithm:
             raise CredentialInvalid("signature")
         claims = key.claims(token)

@@ -53,13 +53,14 @@ from gateway.routing.table import BackendSpec, RouteTable, Timeouts, build_table
 from gateway.runtime import Control, Relay
 from gateway.store import revisions, signing
 from gateway.store.engine import Database
-from gateway.store.errors import StoreUnavailable
+from gateway.store.errors import SecretUnreadable, StoreUnavailable
 from gateway.store.generation import Generation
 from gateway.store.live import LiveTables
 from gateway.store.logins import Accounts, RefreshTokens
 from gateway.store.own_key import settle_keys
+from gateway.store.schema import newest
 from gateway.store.secret_key import derive
-from gateway.store.secrets import SecretBox, read_all
+from gateway.store.secrets import SecretBox, read_all, read_readable
 from gateway.store.spending import Spending
 from gateway.wire.tokens import Tokenizer, TokenizerFault, Tokenizers
 
@@ -71,7 +72,6 @@ if TYPE_CHECKING:
 
     from auth.issuers import TrustedIssuers
     from auth.principal import Principal
-    from auth.signing import SigningKey
     from backends.base import Backend
     from gateway.settings import Settings
 
@@ -248,21 +248,35 @@ class Services:
 
     @classmethod
     async def open(cls, settings: Settings) -> Services:
-        """Load everything that a request may need, so that no request waits for the store."""
-        db = Database(settings.database)
+        """Load everything that a request may need, so that no request waits for the store. Raises `SchemaForeign`, `SecretKeyRefused`."""
+        db = Database(settings.database, newest())
+        try:
+            return await cls._open(settings, db)
+        except BaseException:
+            await db.close()  # its threads would outlive the process's will to end
+            raise
+
+    @classmethod
+    async def _open(cls, settings: Settings, db: Database) -> Services:
+        await db.require_schema()
         keys = await settle_keys(db, settings.secret_key_sources())
         box = SecretBox.of(keys)
         generation = Generation(settings.run_dir / "generation")
         await ensure_signing_key(db, generation, Actor(user_id=None, via="init"), box=box, algorithm=settings.jwt_algorithm)
         live = await LiveTables.load(db, settings.stale_s)
         generation.set_change(live.applied)
-        tokens = AccessTokens(await _signing_keys(db, box))
+        tokens = AccessTokens(())
         others = _others(settings)
         services = cls(settings, db, generation, live, box, tokens, _oidc(settings, keys.current), others)
         if others is not None:
             await others.start(ISSUERS_S)
         await services._read_spending()
-        await services._tokenizers.follow(await services._load_table())
+        try:
+            await services._load_signing()
+        except SecretUnreadable as fault:
+            logger.error("nobody can log in; API keys work", reason=str(fault))
+            services._reload_signing = True  # `follow` tries again
+        await services._tokenizers.follow(await services._load_table(starting=True))
         return services
 
     def asgi(self) -> ASGIApp:
@@ -281,11 +295,23 @@ class Services:
         async with self.db.read() as conn:
             await self._spending.read(conn, budgets)
 
-    async def _load_table(self) -> RouteTable:
-        """Put the live revision in force."""
+    async def _load_signing(self) -> None:
+        """Put the signing keys in force. Where one cannot be opened none is issued: `SecretUnreadable`."""
+        try:
+            async with self.db.read() as conn:
+                self._tokens.replace(await signing.read_all(conn, self.box, time.time()))
+        except SecretUnreadable:
+            self._tokens.withhold()
+            raise
+        self._reload_signing = False
+
+    async def _load_table(self, *, starting: bool = False) -> RouteTable:
+        """Put the live revision in force. Raises `SecretUnreadable`, except `starting`: then there is none in force that could stay, and
+        what needs such a secret is left out.
+        """
         async with self.db.read() as conn:
             revision = await revisions.live_revision(conn)
-            secrets = await read_all(conn, self.box)
+            secrets, sealed = await read_readable(conn, self.box) if starting else (await read_all(conn, self.box), ())
         if revision is None:
             return self.relay.table
         s, stored = self.settings, read_stored(revision.document)
@@ -298,8 +324,9 @@ class Services:
             secrets,
             lambda spec, upstream_model: self.relay.health.of((spec, upstream_model)),
             self._retries.of,
-            stored.problems,
+            (*sealed, *stored.problems),
         )
+        self._reload = bool(sealed)
         for problem in table.problems:
             logger.warning("route table", problem=problem)
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
@@ -381,12 +408,12 @@ class Services:
             self.generation.set_change(self.live.applied)
         self._reload = self._reload or not changed.isdisjoint(("revision", "secret"))
         self._reload_signing = self._reload_signing or "signing_key" in changed
-        if self._reload_signing:
-            self._tokens.replace(await _signing_keys(self.db, self.box))
-            self._reload_signing = False
-        if self._reload:
-            self._tokenize(await self._load_table())
-            self._reload = False
+        try:
+            if self._reload:
+                self._tokenize(await self._load_table())
+        finally:  # neither waits for the other to be readable
+            if self._reload_signing:
+                await self._load_signing()
 
     def _tokenize(self, table: RouteTable) -> None:
         """Beside the loop that applies changes: a tokenizer takes its time, and a revoked key must not wait for it."""
@@ -439,11 +466,6 @@ class Services:
             await self.control.uses.write(self.db, everything=True)
         await self.db.close()
         self.generation.close()
-
-
-async def _signing_keys(db: Database, box: SecretBox) -> list[SigningKey]:
-    async with db.read() as conn:
-        return await signing.read_all(conn, box, time.time())
 
 
 def _others(settings: Settings) -> TrustedIssuers | None:

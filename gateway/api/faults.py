@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Scope
 
-from auth.errors import HasherBusy, LoginDelayed, LoginFailed, PasswordUnsuitable
-from gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, NotFound, RateLimited, Unauthenticated
+from auth.errors import HasherBusy, LoginDelayed, LoginFailed, PasswordUnsuitable, SigningAway
+from gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, NotFound, RateLimited, Unauthenticated, Unavailable
 from gateway.routing.faults import DocumentInvalid
 from gateway.store.errors import StoreUnavailable
 
@@ -52,6 +52,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(LoginDelayed, _on_delayed)
     app.add_exception_handler(HasherBusy, _on_busy)
     app.add_exception_handler(PasswordUnsuitable, _on_unsuitable)
+    app.add_exception_handler(SigningAway, _on_signing_away)
 
 
 async def _on_gateway_error(request: Request, error: Exception) -> Response:
@@ -116,6 +117,13 @@ async def _on_busy(request: Request, error: Exception) -> Response:
     assert isinstance(error, HasherBusy)
     request.scope["state"]["refusal"] = error.reason
     return answer(request.scope, RateLimited("Too many passwords are being checked; try again shortly.", retry_after_s=error.retry_after_s))
+
+
+async def _on_signing_away(request: Request, error: Exception) -> Response:
+    assert isinstance(error, SigningAway)
+    request.scope["state"]["refusal"] = error.reason
+    message = "Nobody can log in at the moment: the key that signs login tokens cannot be opened. API keys go on working."
+    return answer(request.scope, Unavailable(message, code="signing_unavailable", retry_after_s=30))
 
 
 async def _on_unsuitable(request: Request, error: Exception) -> Response:

@@ -11,7 +11,7 @@ from gateway.changes.identities import admit_identity, issue_login_code, take_lo
 from gateway.changes.keys import Grant, IssuedKey, create_key, import_key, revoke_key, rotate_key, update_key
 from gateway.changes.passwords import PasswordLink, issue_password_link, password_link_user, use_password_link
 from gateway.changes.revisions import apply_revision, delete_secret, rollback, set_secret
-from gateway.changes.signing import ensure_signing_key, reseal_secrets, rotate_signing_key
+from gateway.changes.signing import ensure_signing_key, forget_secrets, reseal_secrets, rotate_signing_key
 from gateway.changes.teams import create_team, delete_team, rename_team
 from gateway.changes.users import (
     create_service,
@@ -43,6 +43,7 @@ __all__ = [
     "enable_user",
     "ensure_admin",
     "ensure_signing_key",
+    "forget_secrets",
     "import_key",
     "issue_login_code",
     "issue_password_link",

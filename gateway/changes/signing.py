@@ -59,6 +59,22 @@ async def reseal_secrets(db: Database, generation: Generation, actor: Actor, *, 
         return counts
 
 
+async def forget_secrets(db: Database, generation: Generation, actor: Actor, *, keys: SecretKeys, algorithm: str) -> list[str]:
+    """Go on with another GATEWAY_SECRET_KEY after the one that everything is encrypted with was lost. Returns the names of what is gone.
+
+    A new key signs login tokens; those of the keys before it are refused. Refresh tokens, passwords and API keys rest on no secret key.
+    """
+    kid, material = await asyncio.to_thread(generate, algorithm)
+    async with change(db, generation, actor) as step:
+        step.require_admin()
+        gone, signers = await secrets.remove_all(step.conn), await signing.remove_all(step.conn)
+        await meta.remember_secret_key(step.conn, keys.current)
+        await signing.add(step.conn, SecretBox.of(keys), kid, algorithm, material, step.now_s)
+        await step.record("forget", "secret", "*", {"secrets": gone, "signing_keys": signers}, {"secrets": []})
+        await step.record("create", _ENTITY, kid, None, {"kid": kid, "algorithm": algorithm, "at_once": True})
+        return gone
+
+
 async def _succeed(step: Change, box: SecretBox, kid: str, algorithm: str, material: Material, *, at_once: bool) -> None:
     before = await signing.newest(step.conn)
     await signing.forget_ended(step.conn, step.now_s - _KEPT_S)

@@ -6,7 +6,23 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import audit, doctor, explain, init, keys, ledger, login, passwords, revisions, secrets, serve, teams, usage, users
+from gateway.cli import (
+    audit,
+    doctor,
+    explain,
+    init,
+    keys,
+    ledger,
+    login,
+    lost_key,
+    passwords,
+    revisions,
+    secrets,
+    serve,
+    teams,
+    usage,
+    users,
+)
 
 app = typer.Typer(
     name="gateway",
@@ -40,6 +56,7 @@ users.app.command("password-link")(passwords.password_link)
 app.add_typer(users.app, name="users")
 app.add_typer(teams.app, name="teams")
 app.add_typer(keys.app, name="keys")
+secrets.app.command("forget")(lost_key.forget)
 app.add_typer(secrets.app, name="secrets")
 app.command()(revisions.check)
 app.command()(revisions.apply)

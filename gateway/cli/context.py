@@ -66,9 +66,10 @@ async def context(settings: Settings) -> AsyncIterator[Context]:
     from gateway.changes import Actor
     from gateway.store.engine import Database
     from gateway.store.generation import Generation
+    from gateway.store.schema import newest
 
     await require_current(settings)
-    db = Database(settings.database)
+    db = Database(settings.database, newest())
     try:
         generation = Generation(settings.run_dir / "generation")
         try:

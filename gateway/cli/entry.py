@@ -49,7 +49,9 @@ def sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, GatewayError):
         away = getattr(error, "reason", None)  # of StoreUnavailable, whose message is written for clients
-        return f"The database does not answer ({away}): look at GATEWAY_DATABASE_URL, the disk and the server." if away else error.message
+        if not away or error.code == "schema_foreign":
+            return error.message
+        return f"The database does not answer ({away}): look at GATEWAY_DATABASE_URL, the disk and the server."
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or type(error).__name__}."

@@ -56,13 +56,14 @@ async def initialise(settings: Settings) -> Installation:
     from gateway.store.engine import Database
     from gateway.store.generation import Generation
     from gateway.store.own_key import keys_for, settle_keys
+    from gateway.store.schema import newest
     from gateway.store.secrets import SecretBox
 
     url = database_url(settings)
     make_home(settings)
     await keys_for(url, settings.secret_key_sources())  # before anything is changed
     migrated = await bring_up_to_date(url)
-    db, generation = Database(url), Generation(settings.run_dir / "generation")
+    db, generation = Database(url, newest()), Generation(settings.run_dir / "generation")
     try:
         keys = await settle_keys(db, settings.secret_key_sources())
         async with db.read() as conn:

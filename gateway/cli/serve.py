@@ -20,10 +20,12 @@ import typer
 
 from gateway import native, own_client
 from gateway.cli.context import Context, context
+from gateway.cli.form import FORM_VARIABLE
 from gateway.cli.home_lock import hold_home
 from gateway.cli.init import announce, initialise, make_home
 from gateway.cli.output import fail, tell
 from gateway.cli.tls import ServerTls, check_upstream_ca
+from gateway.limits.levels import FORM
 from gateway.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -180,7 +182,7 @@ class Supervisor:
         return 0
 
     def _environment(self) -> dict[str, str]:
-        environment = _ALLOCATOR | os.environ
+        environment = _ALLOCATOR | os.environ | {FORM_VARIABLE: FORM}
         if len(self._sockets) > 1:
             folder = self._settings.run_dir / "metrics"
             shutil.rmtree(folder, ignore_errors=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import resource
 import signal
 import socket
@@ -21,6 +22,7 @@ import uvloop
 
 from gateway.app import Services
 from gateway.cli.entry import sentence
+from gateway.cli.form import other_form
 from gateway.cli.output import CommandFailed
 from gateway.cli.tls import ServerTls
 from gateway.metering.log import configure_logs
@@ -96,6 +98,8 @@ async def _serve(sockets: list[socket.socket], compose: Callable[[Settings], Awa
     except (CommandFailed, StoreFault, StoreUnavailable, OSError) as error:  # faults of the machine, not of the program: no traceback
         logger.error("the server could not start", reason=sentence(error))
         sys.exit(1)
+    if (changed := other_form(os.environ)) is not None:
+        logger.error("limits are counted twice", reason=changed)
     config = uvicorn.Config(
         services.asgi(),
         http=edge_class(services.relay),

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import sys
+
+import structlog
 
 from gateway.keeper.duties import Keeper
 from gateway.metering.log import configure_logs
 from gateway.parent import die_with_parent
 from gateway.settings import load_settings
+from gateway.store.errors import SchemaForeign
 
 
 def main() -> None:
@@ -20,7 +24,11 @@ def main() -> None:
     settings = load_settings()
     configure_logs(settings.log_level)
     gc.freeze()  # modules and mappers stay: no collection need look at them again
-    asyncio.run(Keeper(settings, arguments.server_url).run())
+    try:
+        asyncio.run(Keeper(settings, arguments.server_url).run())
+    except SchemaForeign as error:
+        structlog.get_logger(__name__).error("the keeper could not start", reason=error.message)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ from gateway.routing.table import local_specs
 from gateway.settings import Settings
 from gateway.store import days, login_addresses, password_links, revisions, samples, segments, tokens
 from gateway.store.engine import Database
-from gateway.store.errors import StoreUnavailable
+from gateway.store.errors import SchemaForeign, StoreUnavailable
 from gateway.store.generation import Generation
 from gateway.store.own_key import check_keys
+from gateway.store.schema import newest
 from gateway.store.secrets import SecretBox, read_all
 
 logger = structlog.get_logger(__name__)
@@ -46,7 +47,7 @@ class Keeper:
     def __init__(self, settings: Settings, server_url: str) -> None:
         self._settings = settings
         self._server_url = server_url
-        self._db = Database(settings.database)
+        self._db = Database(settings.database, newest())
         self._generation = Generation(settings.run_dir / "generation")
         self._shipper = Shipper(self._db, settings.run_dir / "ledger")
         self._models = LocalModels(
@@ -68,6 +69,8 @@ class Keeper:
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
+        """Raises `SchemaForeign` where the database is another version's."""
+        await self._require_schema()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -92,6 +95,17 @@ class Keeper:
         self._generation.close()
         await self._db.close()
 
+    async def _require_schema(self) -> None:
+        try:
+            await self._db.require_schema()
+        except SchemaForeign:
+            await self._http.aclose()
+            self._generation.close()
+            await self._db.close()
+            raise
+        except StoreUnavailable:
+            logger.warning("the database is away: the duties wait for it")
+
     def _tell_servers(self) -> None:
         self._generation.bump_local()
 
@@ -108,9 +122,9 @@ class Keeper:
             try:
                 await duty()
                 failing = False
-            except StoreUnavailable:
+            except StoreUnavailable as error:
                 if not failing:
-                    logger.warning("the database is away", duty=getattr(duty, "__name__", "duty"))
+                    logger.warning("the database is away", duty=getattr(duty, "__name__", "duty"), reason=error.reason)
                 failing = True
             except Exception:
                 if not failing:

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from gateway.store.errors import DatabaseUrlInvalid, StoreUnavailable
+from gateway.store.schema import require_schema
 
 _BUSY_TIMEOUT_MS = 5000
 _CONNECT_TIMEOUT_S = 5.0
@@ -41,11 +42,13 @@ Connection = AsyncConnection
 class Database:
     """`write()` and `read()` are one transaction each; a block that raises leaves nothing behind.
 
-    Used from one event loop. Raises `StoreUnavailable` where the database does not answer.
+    Used from one event loop. Raises `StoreUnavailable` where the database does not answer. `schema`: the only one that is written into;
+    in any other, `SchemaForeign`. Empty: whatever it is, for those that look after databases.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, schema: str = "") -> None:
         self.dialect = dialect_of(url)
+        self._schema = schema
         if self.dialect == "sqlite":
             self._writer = sqlite_engine(url, "BEGIN IMMEDIATE", pool_size=1)
             self._reader = sqlite_engine(url, "BEGIN", pool_size=_POOL_SIZE, read_only=True)
@@ -57,13 +60,25 @@ class Database:
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that may write; committed when the block ends without an error."""
         async with _transaction(self._writer) as conn:
+            if self._schema:
+                await require_schema(conn, self._schema)
             yield conn
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that sees a consistent state and may not write. Keep it short: it holds one of few connections."""
-        async with _transaction(self._reader) as conn:
-            yield conn
+        try:
+            async with _transaction(self._reader) as conn:
+                yield conn
+        except DBAPIError:  # a table or a column that is not there: has the schema changed under us?
+            await self.require_schema()
+            raise
+
+    async def require_schema(self) -> None:
+        """Raises `SchemaForeign` where the database has not the one that this was opened for."""
+        if self._schema:
+            async with _transaction(self._reader) as conn:
+                await require_schema(conn, self._schema)
 
     async def close(self) -> None:
         await self._writer.dispose()

@@ -2,6 +2,7 @@
 
 Unavailable (gateway.errors)
 └── StoreUnavailable        503 store_unavailable   the database does not answer, is locked, full or not writable
+    └── SchemaForeign       503 schema_foreign      another version of the gateway has brought it up to date, or has yet to
 StoreFault                  one plain sentence for whoever runs the gateway; never for a client
 ├── DatabaseUrlInvalid      GATEWAY_DATABASE_URL is no URL
 ├── DatabaseTooNew          a newer version of the gateway has migrated this database
@@ -24,6 +25,21 @@ class StoreUnavailable(Unavailable):
     def __init__(self, reason: str, *, retry_after_s: float | None = None) -> None:
         super().__init__("The gateway's database does not answer at the moment. Try again shortly.", retry_after_s=retry_after_s)
         self.reason = reason
+
+
+class SchemaForeign(StoreUnavailable):
+    """`found`: the schema that the database has; `wanted`: the one that this code works with."""
+
+    code = "schema_foreign"
+
+    def __init__(self, found: str | None, wanted: str) -> None:
+        super().__init__(f"its schema is {found or 'unknown'}, and this process works with {wanted}")
+        newer = found is not None and found > wanted
+        self.message = (
+            f"The gateway's database was brought up to date by {'a newer' if newer else 'another'} version than this process is of: "
+            "stop every server, install one version everywhere, then start them."
+        )
+        self.args = (self.message,)
 
 
 class StoreFault(Exception):

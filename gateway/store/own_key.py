@@ -44,6 +44,18 @@ async def settle_keys(db: Database, sources: Sources) -> SecretKeys:
     return keys
 
 
+async def successor_keys(db: Database, sources: Sources) -> SecretKeys:
+    """A key to go on with after this database's was lost: the configured one, else that of the file, which is made where there is none."""
+    async with db.read() as conn:
+        known = await meta.secret_key_fingerprint(conn)
+    home, configured, file, previous = sources
+    if known is None or known not in map(fingerprint, load_previous(home, previous)):
+        keys = load_secret_keys(*sources, create=not configured and file is None)
+        if known != fingerprint(keys.current):
+            return SecretKeys(keys.current)
+    raise SecretKeyRefused("The secret key of this database is here, so nothing is lost: `gateway secrets rotate` replaces a key.")
+
+
 async def keys_for(url: str, sources: Sources) -> SecretKeys:
     """As `settle_keys`, of a database that may have an older schema, or not be there yet, and is left as it is."""
     return _fitting(await peek(url, _remembered), sources, starting=True)

@@ -63,6 +63,18 @@ async def read_all(conn: AsyncConnection, box: SecretBox) -> dict[str, str]:
     return {name: box.open(name, ciphertext) for name, ciphertext in rows.all()}
 
 
+async def read_readable(conn: AsyncConnection, box: SecretBox) -> tuple[dict[str, str], tuple[str, ...]]:
+    """(those that open, in the clear, by name; a sentence for each of the others)."""
+    opened: dict[str, str] = {}
+    faults: list[str] = []
+    for name, ciphertext in (await conn.execute(select(secrets.c.name, secrets.c.ciphertext).order_by(secrets.c.name))).all():
+        try:
+            opened[name] = box.open(name, ciphertext)
+        except SecretUnreadable as fault:
+            faults.append(str(fault))
+    return opened, tuple(faults)
+
+
 async def holds(conn: AsyncConnection, box: SecretBox, name: str, value: str) -> bool | None:
     """Is `value` what is stored under this name? None: nothing is."""
     old = (await conn.execute(select(secrets.c.ciphertext).where(secrets.c.name == name))).scalar()
@@ -85,6 +97,13 @@ async def put(conn: AsyncConnection, box: SecretBox, name: str, value: str) -> b
 async def remove(conn: AsyncConnection, name: str) -> bool:
     """True if it was there."""
     return (await conn.execute(delete(secrets).where(secrets.c.name == name))).rowcount > 0
+
+
+async def remove_all(conn: AsyncConnection) -> list[str]:
+    """The names of those that were there."""
+    found = [info.name for info in await names(conn)]
+    await conn.execute(delete(secrets))
+    return found
 
 
 async def reseal_all(conn: AsyncConnection, box: SecretBox) -> int:

@@ -48,6 +48,11 @@ async def forget_ended(conn: AsyncConnection, before: float) -> None:
     await conn.execute(delete(signing_keys).where(signing_keys.c.expires_at <= before))
 
 
+async def remove_all(conn: AsyncConnection) -> int:
+    """How many there were."""
+    return (await conn.execute(delete(signing_keys))).rowcount
+
+
 async def reseal_all(conn: AsyncConnection, box: SecretBox) -> int:
     """Encrypt every key anew with the newest GATEWAY_SECRET_KEY; returns how many. Raises `SecretUnreadable`."""
     rows = (await conn.execute(select(signing_keys.c.kid, signing_keys.c.ciphertext))).all()

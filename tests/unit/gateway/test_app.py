@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from auth.errors import SigningAway
 from auth.principal import Budget, Limits
 from gateway.app import LOST_WORD_S, Services
-from gateway.changes import Actor, apply_revision, create_key, ensure_admin, revoke_key, update_key
+from gateway.changes import Actor, apply_revision, create_key, ensure_admin, revoke_key, rotate_signing_key, update_key
 from gateway.limits.base import Refusal
 from gateway.metering.ledger import SegmentWriter
 from gateway.metering.record import UsageRecord
@@ -24,6 +25,7 @@ from gateway.store.engine import Database
 from gateway.store.generation import Generation
 from gateway.store.migrate import migrate
 from gateway.store.secrets import SecretBox
+from gateway.store.tables import signing_keys
 
 CLI = Actor(user_id=None, via="cli")
 CENT = 10**10
@@ -165,6 +167,46 @@ async def test_what_an_older_version_accepted_keeps_no_server_from_starting(hous
             "backend custom-1 of model n is left out",
             "model n has no backend left",
         ]
+
+
+STRANGE = SecretBox("k" * 10 + "0123456789abcdefghijklmnopqrs")
+
+
+def signs(services: Services) -> bool:
+    try:
+        services.control.tokens.require()
+    except SigningAway:
+        return False
+    return True
+
+
+async def test_a_signing_key_that_cannot_be_opened_stops_no_revision(house: House) -> None:
+    """Logins wait for it, with 503; everything else goes on. When it can be opened again, so do they."""
+    async with serving(house) as services:
+        kid = await rotate_signing_key(house.db, house.generation, CLI, box=STRANGE, algorithm="HS256")
+        revision = await apply_revision(house.db, house.generation, CLI, {"models": [{"id": "n", "backends": [{"type": "echo"}]}]})
+        async with asyncio.timeout(10):
+            while services.relay.table.revision < revision.id or signs(services):
+                await asyncio.sleep(0.005)
+        with pytest.raises(SigningAway):
+            await services.control.login.login("a@b", "whatever")
+        async with house.db.write() as conn:
+            await conn.execute(signing_keys.delete().where(signing_keys.c.kid == kid))
+        async with asyncio.timeout(10):
+            while not signs(services):
+                await asyncio.sleep(0.02)
+
+
+async def test_a_server_starts_without_the_keys_that_it_cannot_open(house: House) -> None:
+    await rotate_signing_key(house.db, house.generation, CLI, box=STRANGE, algorithm="HS256")
+    backend = {"type": "custom", "base_url": "http://127.0.0.1:1/v1", "api_key": {"secret": "s"}}
+    document = {"models": [{"id": "m", "backends": [backend, {"type": "echo"}]}]}
+    await apply_revision(house.db, house.generation, CLI, document, box=STRANGE, new_secrets={"s": "sk-upstream"})
+    async with serving(house) as services:
+        assert [target.id for target in services.relay.table.routes["m"].targets] == ["echo-1"]
+        assert services.relay.table.problems[0].startswith("The secret 's' cannot be opened")
+        with pytest.raises(SigningAway):
+            services.control.tokens.require()
 
 
 async def test_nothing_looks_at_what_is_closed(house: House) -> None:

@@ -1,0 +1,69 @@
+"""A process never writes into a database whose schema is not the one that it was made for."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from gateway.app import Services
+from gateway.settings import Settings
+from gateway.store import changelog
+from gateway.store.engine import Database
+from gateway.store.errors import SchemaForeign
+from gateway.store.migrate import head, migrate
+from gateway.store.schema import newest
+
+
+async def set_version(url: str, version: str) -> None:
+    other = Database(url)
+    async with other.write() as conn:
+        await conn.execute(text("UPDATE alembic_version SET version_num = :version"), {"version": version})
+    await other.close()
+
+
+def test_the_newest_is_what_the_scripts_lead_to() -> None:
+    assert newest() == head()
+
+
+@pytest.mark.parametrize(("version", "says"), [("9999", "a newer version"), ("0001", "another version")])
+async def test_writes_are_refused_beside_another_version(database_url: str, version: str, says: str) -> None:
+    db = Database(database_url, newest())
+    async with db.write() as conn:
+        await changelog.append(conn, "key", "a", "cli")
+    await set_version(database_url, version)
+    with pytest.raises(SchemaForeign, match=says) as refused:
+        async with db.write() as conn:
+            await changelog.append(conn, "key", "b", "cli")
+    assert refused.value.status == 503
+    assert version in refused.value.reason
+    async with db.read() as conn:  # what can be read still is
+        assert await changelog.latest(conn) == 1
+    with pytest.raises(SchemaForeign):
+        async with db.read() as conn:
+            await conn.execute(text("SELECT nothing_of_the_kind FROM users"))
+    await db.close()
+
+
+async def test_no_server_starts_beside_another_version(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home")
+    await migrate(settings.database)
+    await set_version(settings.database, "9999")
+    with pytest.raises(SchemaForeign):
+        await Services.open(settings)
+
+
+async def test_no_keeper_starts_beside_another_version(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home")
+    await migrate(settings.database)
+    await set_version(settings.database, "9999")
+    keeper = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway.keeper", env={"GATEWAY_HOME": str(settings.home)}, cwd=tmp_path, stderr=-1, stdout=-1
+    )
+    out, err = await asyncio.wait_for(keeper.communicate(), 30)
+    assert keeper.returncode == 1
+    assert b"a newer version than this process" in out + err
+    assert b"Traceback" not in out + err
