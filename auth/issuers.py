@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from auth.errors import CredentialInvalid, KeyUnknown, StoreAway
 from auth.jwks import KeySet
 from auth.oidc_config import is_safe_url
-from auth.principal import Principal
+from auth.principal import Limited, Principal
 from auth.provider import Answer, FetchFailed
 from auth.tokens import MAX_TOKEN_CHARS, head_of, unverified_issuer
 from auth.trusted import TrustedIssuer
@@ -170,5 +170,6 @@ def _principal(trusted: TrustedIssuer, claims: Mapping[str, Any]) -> Principal:
         models=trusted.models,
         limits=trusted.limits,
         limit_id=name,
+        callers=(Limited(f"user:{name}", trusted.limits),) if trusted.limits.limited else (),
         _allows=trusted.allows,
     )

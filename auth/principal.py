@@ -42,27 +42,58 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenBudget:
+    """Prompt and completion tokens per window, as `Budget` is money."""
+
+    tokens: int
+    window: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
-    """None = unlimited. rpm: requests per minute; tpm: prompt + completion tokens per minute; concurrency: requests at once."""
+    """None = unlimited. rpm, rpd: requests per minute and per day; tpm, tpd: prompt + completion tokens; concurrency: requests at once.
+
+    `soft`: the percent of a budget from which on answers warn; it refuses nothing.
+    """
 
     rpm: int | None = None
     tpm: int | None = None
     concurrency: int | None = None
     budget: Budget | None = None
+    rpd: int | None = None
+    tpd: int | None = None
+    token_budget: TokenBudget | None = None
+    soft: int | None = None
 
     @property
     def limited(self) -> bool:
-        return self != _UNLIMITED
+        rates = self.rpm is not None or self.tpm is not None or self.rpd is not None or self.tpd is not None
+        return rates or self.concurrency is not None or self.budget is not None or self.token_budget is not None
 
 
 _UNLIMITED = Limits()
+
+
+class Limited:
+    """One of those that a request is counted under: a key, a user, a team, a model.
+
+    `limit_id` names its account: a key's id, "user:", "team:" or "model:" and theirs. There is one for each id in a process, and who made
+    it may put other limits in force for it: then they hold for all who refer to it, at once.
+    """
+
+    __slots__ = ("limit_id", "limits")
+
+    def __init__(self, limit_id: str, limits: Limits) -> None:
+        self.limit_id = limit_id
+        self.limits = limits
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
     """The authenticated caller of one request.
 
-    `key_id` is None for a login token. `limit_id` names the buckets that its requests are counted in (the key id, else the user id).
+    `key_id` is None for a login token. `limit_id` is its own name (the key id, else the user id) and `limits` are its own
+    limits; `callers` are all that its requests are counted under, itself among them: those that have limits, in the order key, user, team.
     `models` are globs over route ids; ("*",) = all. `team_id`: of the user, None where they are of no team. `networks`: where the key may
     be used from; None = anywhere. `token_epoch`: the one that the login was begun under; None: a key, or a login of somebody else's.
     """
@@ -78,6 +109,7 @@ class Principal:
     team_id: str | None = None
     networks: Networks | None = None
     token_epoch: int | None = None
+    callers: tuple[Limited, ...] = field(default=(), compare=False, repr=False)
 
     @staticmethod
     def compile_globs(globs: tuple[str, ...]) -> re.Pattern[str] | None:

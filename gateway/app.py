@@ -13,7 +13,6 @@ import time
 from concurrent.futures import Executor
 from functools import partial
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,12 +65,10 @@ from gateway.wire.tokens import Tokenizer, TokenizerFault, Tokenizers
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterator
 
     from starlette.types import ASGIApp
 
     from auth.issuers import TrustedIssuers
-    from auth.principal import Principal
     from backends.base import Backend
     from gateway.settings import Settings
 
@@ -200,7 +197,7 @@ class Services:
         metrics.build.labels(version("model-gateway")).set(1)
         proxies = parse_networks(settings.trusted_proxies)
         self.ledger = SegmentWriter(settings.run_dir / "ledger")
-        self._limiter = SharedLimiter(Levels(settings.run_dir / f"levels-{FORM}"), self._spending.spent_pusd)
+        self._limiter = SharedLimiter(Levels(settings.run_dir / f"levels-{FORM}"), self._spending.spent)
         self.relay = Relay(
             authenticator=Authenticator(live, tokens, others),
             known=live,
@@ -284,16 +281,14 @@ class Services:
         return create_api(self.control)
 
     async def _read_spending(self) -> None:
-        """What keys and users with a budget have spent, what a process wrote that was killed a moment ago included."""
-        of_keys, of_people = (key.principal for key in self.live.records()), (person.principal for person in self.live.people())
-        principals: Iterator[Principal] = chain(of_keys, of_people)
-        budgets = {principal.limit_id: principal.limits.budget for principal in principals if principal.limits.budget is not None}
-        if not budgets:
+        """What those with a budget have spent, what a process wrote that was killed a moment ago included."""
+        limits = {limited.limit_id: limited.limits for limited in self.live.limited()}
+        if all(of.budget is None and of.token_budget is None for of in limits.values()):
             return
         if not await settle(self.db, self.settings.run_dir, SETTLE_S):
             logger.warning("the ledger is not up to date: budgets may let a little too much through")
         async with self.db.read() as conn:
-            await self._spending.read(conn, budgets)
+            await self._spending.read(conn, limits)
 
     async def _load_signing(self) -> None:
         """Put the signing keys in force. Where one cannot be opened none is issued: `SecretUnreadable`."""

@@ -11,10 +11,10 @@ from gateway.limits.shared import SharedLimiter
 
 
 def own_limiter(
-    spent_pusd: Callable[[str, str | None], int] = lambda _id, _window: 0, clock: Callable[[], float] = time.time
+    spent: Callable[[str, str | None], tuple[int, int]] = lambda _id, _window: (0, 0), clock: Callable[[], float] = time.time
 ) -> SharedLimiter:
     """Its file has no name: it goes with the limiter."""
-    return SharedLimiter(own_levels(), spent_pusd, clock)
+    return SharedLimiter(own_levels(), spent, clock)
 
 
 def own_levels(form: Callable[[str], Levels] = Levels) -> Levels:

@@ -24,7 +24,7 @@ from uvicorn.server import ServerState
 from auth.authenticator import Authenticator
 from auth.keys import digest, mint
 from auth.ports import KeyRecord, UserRecord
-from auth.principal import Limits, Principal, Role
+from auth.principal import Limited, Limits, Principal, Role
 from auth.tokens import AccessTokens
 from backends.base import Backend
 from backends.custom import CustomBackend
@@ -63,7 +63,8 @@ class Keys:
     def issue(self, limits: Limits = Limits(), models: tuple[str, ...] = ("*",), scopes: frozenset[str] = frozenset({"inference"})) -> str:  # noqa: B008  # frozen
         key_id, text = mint()
         pattern = Principal.compile_globs(models)
-        principal = Principal("u1", Role.MEMBER, scopes, key_id, models, limits, key_id, pattern)
+        callers = (Limited(key_id, limits),) if limits.limited else ()
+        principal = Principal("u1", Role.MEMBER, scopes, key_id, models, limits, key_id, pattern, callers=callers)
         self._records[digest(text)] = KeyRecord(key_id, digest(text), principal)
         return text
 

@@ -1,8 +1,10 @@
 """The seam of limits: reserve before a request, settle after it, exactly once.
 
 "L per minute" is a bucket of L that starts full and refills continuously at L per minute, so that in any t seconds at most L + L*t/60 are
-admitted. Tokens are reserved by an estimate and settled by what was used: reserved tokens never pass the bucket, what comes out above is
-owed and paid from later refill. A budget's spent + reserved never passes it.
+admitted; "L per day" is the same over 86,400 s. A request is counted under its key, user, team and model in one step: all of them have
+room for it, or nothing is taken from any. Tokens are reserved by an estimate and settled by what was used: reserved tokens never pass
+the bucket, what comes out above is owed and paid from later refill. A budget's spent + reserved never passes it, be it of money or of
+tokens.
 """
 
 from __future__ import annotations
@@ -10,24 +12,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from auth.principal import Limits
+from auth.principal import Limited
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why not now. `kind`: requests, tokens, concurrency, budget. `retry_after_s` None: waiting does not help (or nobody knows how long).
+    """Why not now. `kind`: requests, tokens, requests_day, tokens_day, concurrency, budget, token_budget. `whose` limit it is: key, user,
+    team, model. `retry_after_s` None: waiting does not help (or nobody knows how long).
 
-    `final`: the same request can never be admitted under this limit.
+    `final`: waiting for a rate to refill does not help either; under a rate the same request can never be admitted, under a budget not
+    in this window. Where several refuse, a final one is named, else the one with the longest wait.
     """
 
     kind: str
     retry_after_s: float | None
     final: bool = False
     headers: bytes = b""
+    whose: str = "key"
 
 
 class Permit(Protocol):
-    """A reservation. `headers` are the x-ratelimit lines for the answer (empty without limits)."""
+    """A reservation. `headers`: the x-ratelimit and x-budget-warning lines for the answer (empty without limits)."""
 
     headers: bytes
 
@@ -36,13 +41,13 @@ class Permit(Protocol):
 
 
 class Limiter(Protocol):
-    """Decides in one step over all limits of one caller."""
+    """Decides in one step over all limits of a request. `callers`: at most four, and there may be none."""
 
-    def reserve(self, limit_id: str, limits: Limits, tokens: int, cost_pusd: int) -> Permit | Refusal:
-        """Take one request, `tokens` and `cost_pusd` at once, or nothing at all."""
+    def reserve(self, callers: tuple[Limited, ...], tokens: int, cost_pusd: int) -> Permit | Refusal:
+        """Take one request, `tokens` and `cost_pusd` from all of them at once, or nothing at all."""
 
-    def headers(self, limit_id: str, limits: Limits) -> bytes:
-        """The x-ratelimit lines for an answer that nothing was reserved for (empty without limits)."""
+    def headers(self, callers: tuple[Limited, ...]) -> bytes:
+        """The same lines for an answer that nothing was reserved for."""
 
 
 class FreePermit:
@@ -58,10 +63,10 @@ class FreePermit:
 class NullLimiter:
     """Admits everything: for measuring what limits cost, never composed by the server."""
 
-    def reserve(self, limit_id: str, limits: Limits, tokens: int, cost_pusd: int) -> Permit | Refusal:
+    def reserve(self, callers: tuple[Limited, ...], tokens: int, cost_pusd: int) -> Permit | Refusal:
         return FREE
 
-    def headers(self, limit_id: str, limits: Limits) -> bytes:
+    def headers(self, callers: tuple[Limited, ...]) -> bytes:
         return b""
 
 

@@ -1,16 +1,18 @@
-"""Money and its windows. Amounts are whole numbers of 1e-12 USD (`pusd`); windows are UTC, and a week starts on Monday."""
+"""Money, tokens, and their windows. Amounts are whole numbers of 1e-12 USD (`pusd`); windows are UTC, and a week starts on Monday."""
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
 
-from auth.principal import Budget
+from auth.principal import Budget, TokenBudget
 
 PUSD_PER_USD = 10**12
 MAX_PUSD = 2**63 - 1  # what a BIGINT holds: 9.2 million USD
+MAX_TOKENS = 10**15
 WINDOWS = ("day", "week", "month")
 _DECIMALS = 12
+_WHOLE = re.compile(r"[0-9]{1,20}", re.ASCII)
 _AMOUNT = re.compile(r"([0-9]{1,12})(?:\.([0-9]+))?", re.ASCII)
 
 
@@ -37,15 +39,36 @@ def format_usd(pusd: int) -> str:
 
 def parse_budget(text: str) -> Budget:
     """`USD[/day|week|month]`. Raises `ValueError` with a sentence."""
-    amount, slash, window = text.strip().partition("/")
-    if slash and window not in WINDOWS:
-        raise ValueError(f"{window!r} is not a budget window: it is one of {', '.join(WINDOWS)}, or none for ever")
-    return Budget(parse_usd(amount), window or None)
+    amount, window = _parts(text)
+    return Budget(parse_usd(amount), window)
 
 
 def format_budget(budget: Budget) -> str:
     """What `parse_budget` reads."""
     return format_usd(budget.amount_pusd) + (f"/{budget.window}" if budget.window else "")
+
+
+def parse_token_budget(text: str) -> TokenBudget:
+    """`TOKENS[/day|week|month]`. Raises `ValueError` with a sentence."""
+    amount, window = _parts(text)
+    if _WHOLE.fullmatch(amount) is None:
+        raise ValueError(f"{amount!r} is not a number of tokens such as 1000000")
+    tokens = int(amount)
+    if tokens > MAX_TOKENS:
+        raise ValueError(f"{amount!r} is more than this gateway can count ({MAX_TOKENS} tokens)")
+    return TokenBudget(tokens, window)
+
+
+def format_token_budget(budget: TokenBudget) -> str:
+    """What `parse_token_budget` reads."""
+    return str(budget.tokens) + (f"/{budget.window}" if budget.window else "")
+
+
+def _parts(text: str) -> tuple[str, str | None]:
+    amount, slash, window = text.strip().partition("/")
+    if slash and window not in WINDOWS:
+        raise ValueError(f"{window!r} is not a budget window: it is one of {', '.join(WINDOWS)}, or none for ever")
+    return amount, window or None
 
 
 def window_start(window: str | None, now_s: float) -> float:

@@ -30,27 +30,40 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MAGIC 0x32736c6576656c67ULL /* "glevels2" */
+#define MAGIC 0x33736c6576656c67ULL /* "glevels3" */
 #define PROCESSES 256
 #define ACCOUNTS (1u << 18)
 #define HELD (1u << 18)
 #define MOST_AT_ONCE 4
 #define NONE (-1)
+#define WHOSE 4
 #define HEADER_BYTES 1024
 
 enum { ALL_BYTE, ONE_BYTE, FIRST_PROCESS_BYTE }; /* of the file, whose locks mean: attached; entering; this process lives */
-enum { REQUESTS, TOKENS, CONCURRENCY, BUDGET };
+/* Why a request is refused. The first four are the rates, the last two the budgets. */
+enum { REQUESTS, TOKENS, REQUESTS_DAY, TOKENS_DAY, CONCURRENCY, BUDGET, TOKEN_BUDGET };
+#define RATES 4
+#define COUNTS_TOKENS(rate) ((rate) & 1)
+static const double period_s[RATES] = {60, 60, 86400, 86400};
+enum { MONEY, IN_TOKENS, BUDGETS };
+
+typedef struct {
+    int64_t amount, reserved, spent;
+    double end_s; /* of its window; 0 = none was begun */
+} Budget;
 
 typedef struct {
     uint64_t id[2];
     double updated_s;
-    int64_t rpm, tpm, concurrency, budget_pusd; /* NONE = no such limit */
-    double requests_left, tokens_left;          /* below zero: owed */
-    int64_t running, reserved_pusd, spent_pusd;
-    double window_end_s; /* of the budget; 0 = no window was begun */
-    uint64_t epoch;      /* the header's when it was last opened: one behind is from before the last start */
-    int64_t window_kind; /* 0 = none was begun */
-    uint64_t unused;
+    int64_t rates[RATES]; /* NONE = no such limit, here and below */
+    double left[RATES];   /* below zero: owed */
+    int64_t concurrency, running;
+    Budget budgets[BUDGETS];
+    uint64_t epoch; /* the header's when it was last opened: one behind is from before the last start */
+    uint8_t window_kinds[BUDGETS]; /* 0 = none was begun */
+    uint8_t whose, unused;
+    int32_t soft; /* percent of a budget from which on answers warn */
+    uint64_t room_for_more;
 } Account;
 
 typedef struct {
@@ -204,14 +217,6 @@ static int64_t sum(int64_t one, int64_t other)
     return result;
 }
 
-static double filled(double left, int64_t limit, double elapsed_s)
-{
-    if (limit == NONE)
-        return left;
-    left += elapsed_s * (double)limit / 60.0;
-    return left < (double)limit ? left : (double)limit;
-}
-
 static void refill(Account *account, double now_s)
 {
     double elapsed_s = now_s - account->updated_s;
@@ -222,8 +227,13 @@ static void refill(Account *account, double now_s)
         return;
     }
     account->updated_s = now_s;
-    account->requests_left = filled(account->requests_left, account->rpm, elapsed_s);
-    account->tokens_left = filled(account->tokens_left, account->tpm, elapsed_s);
+    for (int rate = 0; rate < RATES; rate++) {
+        double limit = (double)account->rates[rate];
+        if (account->rates[rate] == NONE)
+            continue;
+        double left = account->left[rate] + elapsed_s * limit / period_s[rate];
+        account->left[rate] = left < limit ? left : limit;
+    }
 }
 
 static double moved(double left, int64_t old, int64_t new)
@@ -270,11 +280,14 @@ static void settle(Levels *self, uint32_t number, int64_t tokens, int64_t cost_p
     for (uint32_t i = 0; i < held->count; i++) {
         Account *account = &self->accounts[held->accounts[i]];
         account->running--;
-        account->reserved_pusd -= held->cost_pusd;
-        account->spent_pusd = sum(account->spent_pusd, cost_pusd);
-        account->tokens_left += (double)held->tokens - (double)tokens;
-        if (account->tpm != NONE && account->tokens_left > (double)account->tpm)
-            account->tokens_left = (double)account->tpm;
+        account->budgets[MONEY].reserved -= held->cost_pusd;
+        account->budgets[MONEY].spent = sum(account->budgets[MONEY].spent, cost_pusd);
+        account->budgets[IN_TOKENS].reserved -= held->tokens;
+        account->budgets[IN_TOKENS].spent = sum(account->budgets[IN_TOKENS].spent, tokens);
+        for (int rate = TOKENS; rate < RATES; rate += TOKENS_DAY - TOKENS) {
+            double left = account->left[rate] + ((double)held->tokens - (double)tokens), limit = (double)account->rates[rate];
+            account->left[rate] = account->rates[rate] != NONE && left > limit ? limit : left;
+        }
     }
     held->process = 0;
     held->next = self->header->room.held_free;
@@ -510,12 +523,18 @@ static void claim(Levels *self, Account *account, const uint64_t *id, double now
         account->id[0] = id[0];
         account->id[1] = id[1];
         account->updated_s = now_s;
-        account->rpm = account->tpm = account->concurrency = account->budget_pusd = NONE;
+        for (int rate = 0; rate < RATES; rate++)
+            account->rates[rate] = NONE;
+        account->concurrency = account->soft = NONE;
+        account->budgets[MONEY].amount = account->budgets[IN_TOKENS].amount = NONE;
         account->epoch = self->header->epoch;
         self->header->room.accounts_used++;
     } else if (account->epoch != self->header->epoch) {
-        account->running = account->reserved_pusd = account->spent_pusd = account->window_kind = 0;
-        account->window_end_s = 0;
+        account->running = 0;
+        for (int of = 0; of < BUDGETS; of++) {
+            account->budgets[of] = (Budget){account->budgets[of].amount, 0, 0, 0};
+            account->window_kinds[of] = 0;
+        }
         account->epoch = self->header->epoch;
     }
 }
@@ -559,25 +578,63 @@ static PyObject *Levels_open(Levels *self, PyObject *const *args, Py_ssize_t cou
     return PyLong_FromLong((long)index);
 }
 
+/* find(id: bytes of 16) -> number | None: of an account that some process has opened since the last start. Makes none. */
+static PyObject *Levels_find(Levels *self, PyObject *id)
+{
+    if (!PyBytes_CheckExact(id) || PyBytes_GET_SIZE(id) != 16) {
+        PyErr_SetString(PyExc_TypeError, "find(id: bytes of 16)");
+        return NULL;
+    }
+    if (!attached(self))
+        return NULL;
+    uint64_t wanted[2];
+    memcpy(wanted, PyBytes_AS_STRING(id), 16);
+    uint32_t index = (uint32_t)(wanted[0] & (ACCOUNTS - 1));
+    int found = 0;
+    lock(self);
+    for (uint32_t tries = 0; tries < ACCOUNTS; tries++, index = (index + 1) & (ACCOUNTS - 1)) {
+        const Account *account = &self->accounts[index];
+        if (!make_room(self, account, sizeof *account) || !(account->id[0] | account->id[1]))
+            break;
+        if (account->id[0] == wanted[0] && account->id[1] == wanted[1]) {
+            found = account->epoch == self->header->epoch;
+            break;
+        }
+    }
+    unlock(self);
+    return found ? PyLong_FromLong((long)index) : Py_NewRef(Py_None);
+}
+
 static int limit_of(PyObject *value, int64_t *limit)
 {
     *limit = value == Py_None ? NONE : PyLong_AsLongLong(value);
     return !(*limit == -1 && value != Py_None && PyErr_Occurred());
 }
 
-/* change(number, rpm, tpm, concurrency, budget_pusd, now_s): the limits in force. None = no such limit. */
+enum { RATES_AT = 0, CONCURRENCY_AT = RATES, BUDGETS_AT, SOFT_AT = BUDGETS_AT + BUDGETS, LIMITS };
+
+/* change(number, (rpm, tpm, rpd, tpd, concurrency, budget_pusd, budget_tokens, soft), whose, now_s): the limits in force. None = no such
+ * limit. */
 static PyObject *Levels_change(Levels *self, PyObject *const *args, Py_ssize_t count)
 {
-    int64_t rpm, tpm, concurrency, budget_pusd;
-    if (count != 6) {
-        PyErr_SetString(PyExc_TypeError, "change(number, rpm, tpm, concurrency, budget_pusd, now_s)");
+    int64_t limits[LIMITS];
+    if (count != 4 || !PyTuple_CheckExact(args[1]) || PyTuple_GET_SIZE(args[1]) != LIMITS) {
+        PyErr_SetString(PyExc_TypeError, "change(number, limits: tuple of 8, whose, now_s)");
         return NULL;
     }
-    double now_s = PyFloat_AsDouble(args[5]);
+    double now_s = PyFloat_AsDouble(args[3]);
     if (now_s == -1.0 && PyErr_Occurred())
         return NULL;
-    if (!limit_of(args[1], &rpm) || !limit_of(args[2], &tpm) || !limit_of(args[3], &concurrency) || !limit_of(args[4], &budget_pusd))
+    long whose = PyLong_AsLong(args[2]);
+    if (whose == -1 && PyErr_Occurred())
         return NULL;
+    for (int i = 0; i < LIMITS; i++)
+        if (!limit_of(PyTuple_GET_ITEM(args[1], i), &limits[i]))
+            return NULL;
+    if (whose < 0 || whose >= WHOSE || limits[SOFT_AT] > INT32_MAX || limits[SOFT_AT] < NONE) {
+        PyErr_SetString(PyExc_ValueError, "whose, or soft, is not one of ours");
+        return NULL;
+    }
     Account *account = account_of(self, args[0]);
     if (account == NULL)
         return NULL;
@@ -585,54 +642,62 @@ static PyObject *Levels_change(Levels *self, PyObject *const *args, Py_ssize_t c
     lock(self);
     begin(self, &number, 1, 0, self->slot);
     refill(account, now_s);
-    account->requests_left = moved(account->requests_left, account->rpm, rpm);
-    account->tokens_left = moved(account->tokens_left, account->tpm, tpm);
-    account->rpm = rpm;
-    account->tpm = tpm;
-    account->concurrency = concurrency;
-    account->budget_pusd = budget_pusd;
+    for (int rate = 0; rate < RATES; rate++) {
+        account->left[rate] = moved(account->left[rate], account->rates[rate], limits[RATES_AT + rate]);
+        account->rates[rate] = limits[RATES_AT + rate];
+    }
+    account->concurrency = limits[CONCURRENCY_AT];
+    for (int of = 0; of < BUDGETS; of++)
+        account->budgets[of].amount = limits[BUDGETS_AT + of];
+    account->soft = (int32_t)limits[SOFT_AT];
+    account->whose = (uint8_t)whose;
     commit(self);
     unlock(self);
     Py_RETURN_NONE;
 }
 
-/* window(number, kind, end_s, spent_pusd): a budget's window begins, unless another process has begun it, or a later one of its kind. */
+/* window(number, which budget, kind, end_s, spent): its window begins, unless another process has begun it, or a later one of its kind. Of
+ * one that has begun, both what was counted here and what the caller has read are no more than was spent. */
 static PyObject *Levels_window(Levels *self, PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 4) {
-        PyErr_SetString(PyExc_TypeError, "window(number, kind, end_s, spent_pusd)");
+    if (count != 5) {
+        PyErr_SetString(PyExc_TypeError, "window(number, which, kind, end_s, spent)");
         return NULL;
     }
-    int64_t kind = PyLong_AsLongLong(args[1]);
+    long of = PyLong_AsLong(args[1]);
+    if (of == -1 && PyErr_Occurred())
+        return NULL;
+    long kind = PyLong_AsLong(args[2]);
     if (kind == -1 && PyErr_Occurred())
         return NULL;
-    double end_s = PyFloat_AsDouble(args[2]);
+    if (of < 0 || of >= BUDGETS || kind < 1 || kind > UINT8_MAX) {
+        PyErr_SetString(PyExc_ValueError, "which is 0 or 1, kind 1 to 255");
+        return NULL;
+    }
+    double end_s = PyFloat_AsDouble(args[3]);
     if (end_s == -1.0 && PyErr_Occurred())
         return NULL;
-    int64_t spent_pusd = PyLong_AsLongLong(args[3]);
-    if (spent_pusd == -1 && PyErr_Occurred())
+    int64_t spent = PyLong_AsLongLong(args[4]);
+    if (spent == -1 && PyErr_Occurred())
         return NULL;
     Account *account = account_of(self, args[0]);
     if (account == NULL)
         return NULL;
     uint32_t number = (uint32_t)(account - self->accounts);
     lock(self);
-    if (account->window_kind != kind || account->window_end_s < end_s) {
+    if (account->window_kinds[of] != kind || account->budgets[of].end_s < end_s) {
         begin(self, &number, 1, 0, self->slot);
-        account->window_kind = kind;
-        account->window_end_s = end_s;
-        account->spent_pusd = spent_pusd;
+        account->window_kinds[of] = (uint8_t)kind;
+        account->budgets[of].end_s = end_s;
+        account->budgets[of].spent = spent;
+        commit(self);
+    } else if (account->budgets[of].end_s == end_s && account->budgets[of].spent < spent) {
+        begin(self, &number, 1, 0, self->slot);
+        account->budgets[of].spent = spent;
         commit(self);
     }
     unlock(self);
     Py_RETURN_NONE;
-}
-
-/* window_end(number) -> Unix seconds, 0.0 = none was begun. */
-static PyObject *Levels_window_end(Levels *self, PyObject *number)
-{
-    Account *account = account_of(self, number);
-    return account == NULL ? NULL : PyFloat_FromDouble(account->window_end_s);
 }
 
 /* headers */
@@ -665,64 +730,123 @@ static int64_t whole_of(double value)
     return value >= 9223372036854775807.0 ? INT64_MAX : value > 0 ? (int64_t)value : 0;
 }
 
-/* As OpenAI writes it: 20ms, 6s, 1m30s, 6m0s. */
+/* As OpenAI writes it: 20ms, 6s, 1m30s, 6m0s, 23h59m0s. */
 static char *put_duration(char *at, double seconds)
 {
     if (seconds < 1)
         return put_text(put_number(at, whole_of(seconds * 1000)), "ms");
     int64_t whole = whole_of(seconds + 0.999);
+    if (whole >= 3600)
+        at = put_text(put_number(at, whole / 3600), "h");
     if (whole >= 60) {
-        at = put_text(put_number(at, whole / 60), "m");
+        at = put_text(put_number(at, whole % 3600 / 60), "m");
         whole %= 60;
     }
     return put_text(put_number(at, whole), "s");
 }
 
-static char *put_lines(char *at, const char *what, int64_t limit, double left)
+/* What an answer says: of all accounts of a request, the rates that have least left, and the budget that is nearest to its end. */
+typedef struct {
+    int64_t limit[2]; /* of requests and of tokens; 0 = there is none */
+    double left[2], period_s[2];
+    int percent, whose, in_tokens; /* percent -1: no budget has passed its soft limit */
+} Shown;
+
+#define MOST_PERCENT 999
+
+static void show(Shown *shown, const Account *account)
+{
+    for (int rate = 0; rate < RATES; rate++) {
+        int what = COUNTS_TOKENS(rate);
+        if (account->rates[rate] > 0 && (!shown->limit[what] || account->left[rate] < shown->left[what])) {
+            shown->limit[what] = account->rates[rate];
+            shown->left[what] = account->left[rate];
+            shown->period_s[what] = period_s[rate];
+        }
+    }
+    for (int of = 0; of < BUDGETS && account->soft != NONE; of++) {
+        const Budget *budget = &account->budgets[of];
+        if (budget->amount <= 0 || (__int128)budget->spent * 100 < (__int128)budget->amount * account->soft)
+            continue;
+        __int128 percent = (__int128)budget->spent * 100 / budget->amount;
+        percent = percent < MOST_PERCENT ? percent : MOST_PERCENT;
+        if ((int)percent > shown->percent) {
+            shown->percent = (int)percent;
+            shown->whose = account->whose;
+            shown->in_tokens = of == IN_TOKENS;
+        }
+    }
+}
+
+static char *put_lines(char *at, const char *what, int64_t limit, double left, double in_s)
 {
     at = put_text(put_text(at, "x-ratelimit-limit-"), what);
     at = put_number(put_text(at, ": "), limit);
     at = put_text(put_text(at, "\r\nx-ratelimit-remaining-"), what);
     at = put_number(put_text(at, ": "), whole_of(left));
     at = put_text(put_text(at, "\r\nx-ratelimit-reset-"), what);
-    at = put_duration(put_text(at, ": "), ((double)limit - left) * 60 / (double)limit);
+    at = put_duration(put_text(at, ": "), ((double)limit - left) * in_s / (double)limit);
     return put_text(at, "\r\n");
 }
 
-#define HEADERS_BYTES 512
+#define HEADERS_BYTES 640
 
-/* From a copy of the account, taken under the lock. */
-static PyObject *headers_of(const Account *account)
+static PyObject *headers_of(const Shown *shown)
 {
+    static const char *const whats[2] = {"requests", "tokens"};
+    static const char *const whose[WHOSE] = {"key", "user", "team", "model"};
     char lines[HEADERS_BYTES], *at = lines;
-    if (account->rpm > 0)
-        at = put_lines(at, "requests", account->rpm, account->requests_left);
-    if (account->tpm > 0)
-        at = put_lines(at, "tokens", account->tpm, account->tokens_left);
+    for (int what = 0; what < 2; what++)
+        if (shown->limit[what])
+            at = put_lines(at, whats[what], shown->limit[what], shown->left[what], shown->period_s[what]);
+    if (shown->percent >= 0) {
+        at = put_text(put_text(put_text(at, "x-budget-warning: "), whose[shown->whose & (WHOSE - 1)]), shown->in_tokens ? " tokens " : " ");
+        at = put_text(put_number(at, shown->percent), "%\r\n");
+    }
     return PyBytes_FromStringAndSize(lines, at - lines);
 }
 
-/* headers(number, now_s) -> the x-ratelimit lines. */
+/* The places of these accounts; 0: not so. */
+static uint32_t numbers_of(Levels *self, PyObject *given, uint32_t *numbers)
+{
+    if (!PyTuple_CheckExact(given) || PyTuple_GET_SIZE(given) < 1 || PyTuple_GET_SIZE(given) > MOST_AT_ONCE) {
+        PyErr_SetString(PyExc_TypeError, "the accounts are a tuple of 1 to 4 numbers");
+        return 0;
+    }
+    uint32_t size = (uint32_t)PyTuple_GET_SIZE(given);
+    for (uint32_t i = 0; i < size; i++) {
+        Account *account = account_of(self, PyTuple_GET_ITEM(given, i));
+        if (account == NULL)
+            return 0;
+        numbers[i] = (uint32_t)(account - self->accounts);
+    }
+    return size;
+}
+
+/* headers(numbers: tuple, now_s) -> the x-ratelimit lines and the warning. */
 static PyObject *Levels_headers(Levels *self, PyObject *const *args, Py_ssize_t count)
 {
+    uint32_t numbers[MOST_AT_ONCE];
     if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "headers(number, now_s)");
+        PyErr_SetString(PyExc_TypeError, "headers(numbers, now_s)");
         return NULL;
     }
     double now_s = PyFloat_AsDouble(args[1]);
     if (now_s == -1.0 && PyErr_Occurred())
         return NULL;
-    Account *account = account_of(self, args[0]);
-    if (account == NULL)
+    uint32_t size = numbers_of(self, args[0], numbers);
+    if (!size)
         return NULL;
-    uint32_t number = (uint32_t)(account - self->accounts);
+    Shown shown = {.percent = -1};
     lock(self);
-    begin(self, &number, 1, 0, self->slot);
-    refill(account, now_s);
+    begin(self, numbers, size, 0, self->slot);
+    for (uint32_t i = 0; i < size; i++) {
+        refill(&self->accounts[numbers[i]], now_s);
+        show(&shown, &self->accounts[numbers[i]]);
+    }
     commit(self);
-    Account copy = *account;
     unlock(self);
-    return headers_of(&copy);
+    return headers_of(&shown);
 }
 
 /* deciding */
@@ -730,52 +854,67 @@ static PyObject *Levels_headers(Levels *self, PyObject *const *args, Py_ssize_t 
 typedef struct {
     int kind, final;
     double wait_s; /* negative: nobody knows how long */
+    uint32_t place; /* of the account that says so */
 } Why;
 
-/* Why this account refuses; kind = NONE where it does not. */
-static Why refusal(const Account *account, int64_t tokens, int64_t cost_pusd, double now_s)
+/* A final one stands before all others, then the longest. */
+static void consider(Why *why, Why other)
 {
-    if (account->budget_pusd != NONE &&
-        (__int128)account->spent_pusd + account->reserved_pusd + cost_pusd > account->budget_pusd) {
-        double left_s = account->window_end_s - now_s;
-        return (Why){BUDGET, 1, isinf(account->window_end_s) ? -1 : left_s > 0 ? left_s : 0};
-    }
-    if (account->tpm != NONE && tokens > account->tpm)
-        return (Why){TOKENS, 1, -1};
-    Why why = {NONE, 0, 0};
-    if (account->rpm != NONE && account->requests_left < 1)
-        why = (Why){REQUESTS, 0, account->rpm ? (1 - account->requests_left) * 60 / (double)account->rpm : 60};
-    if (account->tpm != NONE && account->tokens_left < (double)tokens) {
-        double wait_s = account->tpm ? ((double)tokens - account->tokens_left) * 60 / (double)account->tpm : 60;
-        if (why.kind == NONE || wait_s > why.wait_s)
-            why = (Why){TOKENS, 0, wait_s};
-    }
-    if (why.kind == NONE && account->concurrency != NONE && account->running >= account->concurrency)
-        why = (Why){CONCURRENCY, 0, 1};
-    return why;
+    double wait_s = why->wait_s < 0 ? INFINITY : why->wait_s, other_wait_s = other.wait_s < 0 ? INFINITY : other.wait_s;
+    if (why->kind == NONE || other.final > why->final || (other.final == why->final && other_wait_s > wait_s))
+        *why = other;
 }
 
-/* The step itself: the record of the reservation; 0: `why` says which account refuses, and `place` where it stands, or there is no room. */
-static uint32_t reserve(
-    Levels *self, const uint32_t *numbers, uint32_t size, int64_t tokens, int64_t cost_pusd, double now_s, Why *why, uint32_t *place)
+/* Why the account at this place refuses, if it does and nothing worse is known already. */
+static void refusal(const Account *account, uint32_t place, const int64_t *wanted, double now_s, Why *why)
+{
+    for (int of = 0; of < BUDGETS; of++) {
+        const Budget *budget = &account->budgets[of];
+        if (budget->amount == NONE || (__int128)budget->spent + budget->reserved + wanted[of] <= budget->amount)
+            continue;
+        double left_s = budget->end_s - now_s;
+        consider(why, (Why){BUDGET + of, 1, isinf(budget->end_s) ? -1 : left_s > 0 ? left_s : 0, place});
+    }
+    for (int rate = 0; rate < RATES; rate++) {
+        int64_t limit = account->rates[rate], want = COUNTS_TOKENS(rate) ? wanted[IN_TOKENS] : 1;
+        if (limit == NONE)
+            continue;
+        if (COUNTS_TOKENS(rate) && want > limit)
+            consider(why, (Why){rate, 1, -1, place});
+        else if (account->left[rate] < (double)want) {
+            double missing = (double)want - account->left[rate];
+            consider(why, (Why){rate, 0, limit ? missing * period_s[rate] / (double)limit : period_s[rate], place});
+        }
+    }
+    if (account->concurrency != NONE && account->running >= account->concurrency)
+        consider(why, (Why){CONCURRENCY, 0, 1, place});
+}
+
+/* What does not fit into 64 bits is not counted, so that all that is can be taken off again. */
+static int64_t countable(Levels *self, const uint32_t *numbers, uint32_t size, int of, int64_t wanted)
+{
+    for (uint32_t i = 0; i < size; i++) {
+        int64_t room = INT64_MAX - self->accounts[numbers[i]].budgets[of].reserved;
+        wanted = wanted < room ? wanted : room;
+    }
+    return wanted;
+}
+
+/* The step itself: the record of the reservation; 0: `why` says why not, or there is no room. */
+static uint32_t reserve(Levels *self, const uint32_t *numbers, uint32_t size, const int64_t *wanted, double now_s, Why *why)
 {
     uint32_t number = next_held(self);
     begin(self, numbers, size, number, self->slot);
-    for (*place = 0; *place < size; ++*place) {
-        Account *account = &self->accounts[numbers[*place]];
-        refill(account, now_s);
-        *why = refusal(account, tokens, cost_pusd, now_s);
-        if (why->kind != NONE)
-            break;
+    for (uint32_t i = 0; i < size; i++) {
+        refill(&self->accounts[numbers[i]], now_s);
+        refusal(&self->accounts[numbers[i]], i, wanted, now_s, why);
     }
     if (why->kind != NONE || !number) {
         commit(self);
         return 0;
     }
-    for (uint32_t i = 0; i < size; i++) { /* what does not fit into 64 bits is not counted, so that all that is can be taken off again */
-        int64_t room_pusd = INT64_MAX - self->accounts[numbers[i]].reserved_pusd;
-        cost_pusd = cost_pusd < room_pusd ? cost_pusd : room_pusd;
-    }
+    int64_t tokens = countable(self, numbers, size, IN_TOKENS, wanted[IN_TOKENS]);
+    int64_t cost_pusd = countable(self, numbers, size, MONEY, wanted[MONEY]);
     Held *held = take_held(self, number);
     held->count = size;
     held->tokens = tokens;
@@ -783,10 +922,11 @@ static uint32_t reserve(
     for (uint32_t i = 0; i < size; i++) {
         Account *account = &self->accounts[numbers[i]];
         held->accounts[i] = numbers[i];
-        account->requests_left -= 1;
-        account->tokens_left -= (double)tokens;
+        for (int rate = 0; rate < RATES; rate++)
+            account->left[rate] -= COUNTS_TOKENS(rate) ? (double)tokens : 1;
         account->running++;
-        account->reserved_pusd += cost_pusd;
+        account->budgets[MONEY].reserved += cost_pusd;
+        account->budgets[IN_TOKENS].reserved += tokens;
     }
     commit(self);
     return number;
@@ -796,26 +936,23 @@ static uint32_t reserve(
 static PyObject *Levels_reserve(Levels *self, PyObject *const *args, Py_ssize_t count)
 {
     uint32_t numbers[MOST_AT_ONCE];
-    if (count != 4 || !PyTuple_CheckExact(args[0]) || PyTuple_GET_SIZE(args[0]) < 1 || PyTuple_GET_SIZE(args[0]) > MOST_AT_ONCE) {
-        PyErr_SetString(PyExc_TypeError, "reserve(numbers: tuple of 1 to 4, tokens, cost_pusd, now_s)");
+    int64_t wanted[BUDGETS];
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "reserve(numbers, tokens, cost_pusd, now_s)");
         return NULL;
     }
-    int64_t tokens = PyLong_AsLongLong(args[1]);
-    if (tokens == -1 && PyErr_Occurred())
+    wanted[IN_TOKENS] = PyLong_AsLongLong(args[1]);
+    if (wanted[IN_TOKENS] == -1 && PyErr_Occurred())
         return NULL;
-    int64_t cost_pusd = PyLong_AsLongLong(args[2]);
-    if (cost_pusd == -1 && PyErr_Occurred())
+    wanted[MONEY] = PyLong_AsLongLong(args[2]);
+    if (wanted[MONEY] == -1 && PyErr_Occurred())
         return NULL;
     double now_s = PyFloat_AsDouble(args[3]);
     if (now_s == -1.0 && PyErr_Occurred())
         return NULL;
-    uint32_t size = (uint32_t)PyTuple_GET_SIZE(args[0]);
-    for (uint32_t i = 0; i < size; i++) {
-        Account *account = account_of(self, PyTuple_GET_ITEM(args[0], i));
-        if (account == NULL)
-            return NULL;
-        numbers[i] = (uint32_t)(account - self->accounts);
-    }
+    uint32_t size = numbers_of(self, args[0], numbers);
+    if (!size)
+        return NULL;
     Permit *permit = PyObject_New(Permit, &PermitType);
     if (permit == NULL)
         return NULL;
@@ -827,18 +964,19 @@ static PyObject *Levels_reserve(Levels *self, PyObject *const *args, Py_ssize_t 
         return NULL;
     }
 
-    Why why = {NONE, 0, 0};
-    uint32_t place;
+    Why why = {.kind = NONE};
+    Shown shown = {.percent = -1};
     lock(self);
-    uint32_t number = reserve(self, numbers, size, tokens, cost_pusd, now_s, &why, &place);
-    Account copy = self->accounts[numbers[why.kind == NONE ? 0 : place]];
+    uint32_t number = reserve(self, numbers, size, wanted, now_s, &why);
+    for (uint32_t i = 0; i < size; i++)
+        show(&shown, &self->accounts[numbers[i]]);
     unlock(self);
 
     if (number) { /* from here on, losing the permit settles it */
         permit->levels = (Levels *)Py_NewRef(self);
         permit->held = number;
     }
-    PyObject *headers = headers_of(&copy);
+    PyObject *headers = headers_of(&shown);
     if (number && headers != NULL) {
         permit->headers = headers;
         return (PyObject *)permit;
@@ -852,7 +990,7 @@ static PyObject *Levels_reserve(Levels *self, PyObject *const *args, Py_ssize_t 
         return NULL;
     }
     PyObject *wait_s = why.wait_s < 0 ? Py_NewRef(Py_None) : PyFloat_FromDouble(why.wait_s);
-    return Py_BuildValue("(iNNIN)", why.kind, wait_s, PyBool_FromLong(why.final), place, headers);
+    return Py_BuildValue("(iNNIN)", why.kind, wait_s, PyBool_FromLong(why.final), why.place, headers);
 }
 
 /* Once: the permit lets go of the levels. */
@@ -905,7 +1043,8 @@ static PyObject *Levels_sweep(Levels *self, PyObject *Py_UNUSED(none))
     return PyLong_FromUnsignedLong(count);
 }
 
-/* state(number) -> (running, reserved_pusd, spent_pusd, requests_left, tokens_left): for tests and `doctor`. */
+/* state(number) -> (running, reserved_pusd, spent_pusd, reserved_tokens, spent_tokens, end_s of the window of money, of tokens, then what is
+ * left of rpm, tpm, rpd, tpd as of the last step). */
 static PyObject *Levels_state(Levels *self, PyObject *number)
 {
     Account *account = account_of(self, number);
@@ -914,15 +1053,18 @@ static PyObject *Levels_state(Levels *self, PyObject *number)
     lock(self);
     Account copy = *account;
     unlock(self);
+    const Budget *money = &copy.budgets[MONEY], *in_tokens = &copy.budgets[IN_TOKENS];
     return Py_BuildValue(
-        "(LLLdd)", (long long)copy.running, (long long)copy.reserved_pusd, (long long)copy.spent_pusd, copy.requests_left, copy.tokens_left);
+        "(LLLLLdddddd)", (long long)copy.running, (long long)money->reserved, (long long)money->spent, (long long)in_tokens->reserved,
+        (long long)in_tokens->spent, money->end_s, in_tokens->end_s, copy.left[REQUESTS], copy.left[TOKENS], copy.left[REQUESTS_DAY],
+        copy.left[TOKENS_DAY]);
 }
 
 static PyMethodDef levels_methods[] = {
     {"open", (PyCFunction)(void (*)(void))Levels_open, METH_FASTCALL, "The number of an account."},
+    {"find", (PyCFunction)Levels_find, METH_O, "The number of an account that is there."},
     {"change", (PyCFunction)(void (*)(void))Levels_change, METH_FASTCALL, "Put limits in force."},
     {"window", (PyCFunction)(void (*)(void))Levels_window, METH_FASTCALL, "Begin a budget's window."},
-    {"window_end", (PyCFunction)Levels_window_end, METH_O, "When the budget's window ends."},
     {"headers", (PyCFunction)(void (*)(void))Levels_headers, METH_FASTCALL, "The x-ratelimit lines."},
     {"reserve", (PyCFunction)(void (*)(void))Levels_reserve, METH_FASTCALL, "Take from all of these accounts, or from none."},
     {"sweep", (PyCFunction)Levels_sweep, METH_NOARGS, "Give back what killed processes held."},

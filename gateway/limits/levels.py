@@ -1,10 +1,11 @@
 """What is left of every limit of this host, in one file that all its server processes map: exact however many there are, without a server.
 
-An account has the levels of one limited caller. `reserve` takes from all accounts of a request in one step, or from none; what it took is
-held until `settle`, and is given back by the others (`sweep`) if the process that held it was killed: its slots are free, and its
-reservation counts as used, as does that of a permit that is lost. A process may be killed at any instruction: what changes levels first
-writes down how they were, and the next who takes the lock puts back what was not finished. Rates survive a restart. What a budget has
-spent does not: the ledger knows, and is asked again.
+An account has the levels of one limited caller: four rates ("L per minute" or "per day" is a bucket of L that refills at L per 60 or
+86,400 s), what runs at once, and two budgets, of money and of tokens, each with a window of its own. `reserve` takes from all accounts
+of a request in one step, or from none; what it took is held until `settle`, and is given back by the others (`sweep`) if the process
+that held it was killed: its slots are free, and its reservation counts as used, as does that of a permit that is lost. A process may be
+killed at any instruction: what changes levels first writes down how they were, and the next who takes the lock puts back what was not
+finished. Rates survive a restart. What a budget has spent does not: the ledger knows, and is asked again.
 
 This module has a form in C beside it (levels.c), which is taken where it is compiled: a decision costs it well under a microsecond. This
 one takes a lock of the file and some ten microseconds. Both have the same interface and the same tests; all processes of a host run one
@@ -24,29 +25,53 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 FORM = "plain"
-_MAGIC = 0x676C6576_33
+_MAGIC = 0x676C6576_34
 _PROCESSES, _ACCOUNTS, _HELD = 256, 1 << 18, 1 << 18
-_WORDS = 16  # of 8 bytes: an account, and a reservation, have as many
+_WORDS = 26  # of 8 bytes: an account, and a reservation, have as many
 _HEADER = 8 * _WORDS
 _SIZE_WORDS = _HEADER + (_ACCOUNTS + _HELD) * _WORDS
 _ALL, _ONE, _FIRST_PROCESS = 0, 1, 2  # bytes of the file whose locks mean: attached; at work; this process lives
 _NONE = -1
 _MOST = 2**63 - 1
 _MOST_AT_ONCE = 4
-_KINDS_REQUESTS, _KINDS_TOKENS, _KINDS_CONCURRENCY, _KINDS_BUDGET = range(4)
-# words of the header, of an account (from 2 on), of a reservation
+_REQUESTS, _TOKENS, _REQUESTS_DAY, _TOKENS_DAY, _CONCURRENCY, _BUDGET, _TOKEN_BUDGET = range(7)  # the first four are the rates
+_RATES = ((_REQUESTS, 60.0), (_TOKENS, 60.0), (_REQUESTS_DAY, 86_400.0), (_TOKENS_DAY, 86_400.0))  # and their periods in seconds
+_BUDGETS = (_MONEY, _IN_TOKENS) = range(2)
+_WHOSE = (b"key", b"user", b"team", b"model")
+_MOST_PERCENT = 999
+# words of the header, of an account (from 2 on; four rates stand together, and what is left of them), of a reservation
 _MAGIC_AT, _EPOCH_AT, _USED_AT, _FREE_AT, _FRESH_AT = range(5)
 _ROOM = slice(_USED_AT, _FRESH_AT + 1)
 # what is put back if a step is not finished: how many pieces, where they were; the room; the pieces
 _BEGUN_AT, _PLACES_AT, _ROOM_BEFORE, _BEFORE_AT = 5, 6, slice(12, 15), _WORDS
-(_UPDATED, _RPM, _TPM, _CONCURRENCY, _BUDGET, _REQUESTS_LEFT, _TOKENS_LEFT, _RUNNING, _RESERVED, _SPENT, _WINDOW_END, _EPOCH) = range(2, 14)
-_WINDOW_KIND = 14
-_NEXT, _PROCESS, _COUNT, _TOKENS, _COST, _FIRST_ACCOUNT = range(6)
+_UPDATED, _RATE, _LEFT, _MOST_RUNNING, _RUNNING, _BUDGET_AT, _EPOCH, _WINDOW_KIND, _SOFT, _OWNER = (
+    2,
+    3,
+    7,
+    11,
+    12,
+    (13, 17),
+    21,
+    (22, 23),
+    24,
+    25,
+)
+_AMOUNT, _RESERVED, _SPENT, _END = range(4)  # of a budget
+_LIMITS_AT = (*range(_RATE, _RATE + 4), _MOST_RUNNING, *(at + _AMOUNT for at in _BUDGET_AT), _SOFT)  # in the order of `Limits`
+_NEXT, _PROCESS, _COUNT, _HELD_TOKENS, _COST, _FIRST_ACCOUNT = range(6)
 
 Refused = tuple[int, float | None, bool, int, bytes]
-"""(which: 0 requests, 1 tokens, 2 concurrency, 3 budget; seconds to wait, None = nobody knows; final; which account; its headers)."""
+"""(which: 0 requests, 1 tokens, 2 and 3 those of a day, 4 concurrency, 5 the budget, 6 the one in tokens; seconds to wait, None = nobody
+knows; final; which account; headers of all of them)."""
+Limits = tuple[int | None, int | None, int | None, int | None, int | None, int | None, int | None, int | None]
+"""(rpm, tpm, rpd, tpd, concurrency, budget_pusd, budget in tokens, percent of a budget from which on answers warn)."""
+State = tuple[int, int, int, int, int, float, float, float, float, float, float]
+"""(running, reserved_pusd, spent_pusd, reserved_tokens, spent_tokens, end of the window of money, of that of tokens, then what is left of
+rpm, tpm, rpd, tpd as of the last step)."""
+_Why = tuple[bool, float, int, int, int]  # final; seconds to wait; the earlier accounts stand first; which; the account's place
 
 
 class Levels:
@@ -104,8 +129,11 @@ class Levels:
                 if q[at] == first and q[at + 1] == second:
                     if q[at + _EPOCH] != q[_EPOCH_AT]:
                         self._begin((at,))
-                        q[at + _RUNNING] = q[at + _RESERVED] = q[at + _SPENT] = q[at + _WINDOW_KIND] = 0
-                        self._d[at + _WINDOW_END] = 0.0
+                        q[at + _RUNNING] = 0
+                        for budget in _BUDGETS:
+                            money = at + _BUDGET_AT[budget]
+                            q[money + _RESERVED] = q[money + _SPENT] = q[at + _WINDOW_KIND[budget]] = 0
+                            self._d[money + _END] = 0.0
                         q[at + _EPOCH] = q[_EPOCH_AT]
                     return index
                 if not q[at] and not q[at + 1]:
@@ -116,72 +144,105 @@ class Levels:
             self._begin((at,))
             q[_USED_AT] += 1
             q[at], q[at + 1] = first, second
-            q[at + _RPM] = q[at + _TPM] = q[at + _CONCURRENCY] = q[at + _BUDGET] = _NONE
+            for word in _LIMITS_AT:
+                q[at + word] = _NONE
             self._d[at + _UPDATED] = now_s
             q[at + _EPOCH] = q[_EPOCH_AT]
             return index
 
-    def change(self, number: int, rpm: int | None, tpm: int | None, concurrency: int | None, budget_pusd: int | None, now_s: float) -> None:
-        """Put limits in force. A lower one caps the level at once, a higher one adds the difference."""
+    def find(self, account_id: bytes) -> int | None:
+        """The number of an account that some process has opened since the last start. Makes none."""
+        first: int
+        first, second = struct.unpack("qq", account_id)
+        q, index = self._q, first & (_ACCOUNTS - 1)
+        with self._locked():
+            for _ in range(_ACCOUNTS):
+                at = _HEADER + index * _WORDS
+                if not self._make_room(at, _WORDS) or (not q[at] and not q[at + 1]):
+                    return None
+                if q[at] == first and q[at + 1] == second:
+                    return index if q[at + _EPOCH] == q[_EPOCH_AT] else None
+                index = (index + 1) & (_ACCOUNTS - 1)
+        return None
+
+    def change(self, number: int, limits: Limits, whose: int, now_s: float) -> None:
+        """Put limits in force. A lower one caps the level at once, a higher one adds the difference. `whose`: 0 a key's, 1 a user's, 2 a
+        team's, 3 a model's.
+        """
+        if len(limits) != len(_LIMITS_AT):
+            raise TypeError("change(number, limits: tuple of 8, whose, now_s)")
+        if not 0 <= whose < len(_WHOSE) or not _NONE <= (limits[-1] or 0) < 2**31:
+            raise ValueError("whose, or soft, is not one of ours")
         at, q, d = self._at(number), self._q, self._d
         with self._locked():
             self._begin((at,))
             self._refill(at, now_s)
-            for level, limit, new in ((_REQUESTS_LEFT, _RPM, rpm), (_TOKENS_LEFT, _TPM, tpm)):
-                d[at + level] = _moved(d[at + level], q[at + limit], new)
-            for limit, new in ((_RPM, rpm), (_TPM, tpm), (_CONCURRENCY, concurrency), (_BUDGET, budget_pusd)):
-                q[at + limit] = _NONE if new is None else new
+            for rate, _ in _RATES:
+                d[at + _LEFT + rate] = _moved(d[at + _LEFT + rate], q[at + _RATE + rate], limits[rate])
+            for word, new in zip(_LIMITS_AT, limits, strict=True):
+                q[at + word] = _NONE if new is None else new
+            q[at + _OWNER] = whose
 
-    def window(self, number: int, kind: int, end_s: float, spent_pusd: int) -> None:
-        """A budget's window begins, unless another process has begun it, or a later one of its kind (a positive number: windows of two
-        kinds may end together). What is reserved stays so: it will be spent in this one.
+    def window(self, number: int, which: int, kind: int, end_s: float, spent: int) -> None:
+        """A window of a budget (`which`: 0 of money, 1 of tokens) begins, unless another process has begun it, or a later one of its kind
+        (1 to 255: windows of two kinds may end together). What is reserved stays so: it will be spent in this one. Of one that has begun,
+        both what was counted here and what the caller has read are no more than was spent.
         """
-        at = self._at(number)
+        if which not in _BUDGETS or not 1 <= kind <= 255:
+            raise ValueError("which is 0 or 1, kind 1 to 255")
+        at, q = self._at(number), self._q
+        budget, kind_at = at + _BUDGET_AT[which], at + _WINDOW_KIND[which]
         with self._locked():
-            if self._q[at + _WINDOW_KIND] != kind or self._d[at + _WINDOW_END] < end_s:
+            if q[kind_at] != kind or self._d[budget + _END] < end_s:
                 self._begin((at,))
-                self._q[at + _WINDOW_KIND] = kind
-                self._d[at + _WINDOW_END] = end_s
-                self._q[at + _SPENT] = spent_pusd
+                q[kind_at] = kind
+                self._d[budget + _END] = end_s
+                q[budget + _SPENT] = spent
+            elif self._d[budget + _END] == end_s and q[budget + _SPENT] < spent:
+                self._begin((at,))
+                q[budget + _SPENT] = spent
 
-    def window_end(self, number: int) -> float:
-        """When the budget's window ends; 0.0: none was begun."""
-        return self._d[self._at(number) + _WINDOW_END]
-
-    def headers(self, number: int, now_s: float) -> bytes:
-        """The x-ratelimit lines: what is left, and when the bucket would be full again."""
-        at = self._at(number)
+    def headers(self, numbers: tuple[int, ...], now_s: float) -> bytes:
+        """The x-ratelimit lines of the rates that have least left, and when their buckets would be full again; `x-budget-warning` of the
+        budget that has gone furthest beyond its soft limit.
+        """
+        places = self._places(numbers)
         with self._locked():
-            self._begin((at,))
-            self._refill(at, now_s)
-            return self._headers(at)
+            self._begin(places)
+            for at in places:
+                self._refill(at, now_s)
+            return self._headers(places)
 
     def reserve(self, numbers: tuple[int, ...], tokens: int, cost_pusd: int, now_s: float) -> LevelsPermit | Refused:
         """Take one request, `tokens` and `cost_pusd` from every one of these accounts (at most 4), or nothing from any."""
-        if not 1 <= len(numbers) <= _MOST_AT_ONCE:
-            raise TypeError("reserve(numbers: tuple of 1 to 4, tokens, cost_pusd, now_s)")
-        places = [self._at(number) for number in numbers]
+        if max(tokens, cost_pusd) > _MOST:
+            raise OverflowError("more than can be counted")
+        places = self._places(numbers)
         q, d = self._q, self._d
         with self._locked():
             next_held = self._next_held()
             held = self._held_at(next_held)
             self._begin((*places, held))
+            whys: list[_Why] = []
             for place, at in enumerate(places):
                 self._refill(at, now_s)
-                why = self._refusal(at, tokens, cost_pusd, now_s)
-                if why is not None:
-                    return *why, place, self._headers(at)
+                whys += self._refusals(at, place, tokens, cost_pusd, now_s)
+            if whys:
+                final, wait_s, _, which, place = max(whys, key=lambda why: why[:3])
+                return which, None if math.isinf(wait_s) else wait_s, final, place, self._headers(places)
             # what does not fit into 64 bits is not counted, so that all that is can be taken off again
-            cost_pusd = min(cost_pusd, *(_MOST - q[at + _RESERVED] for at in places))
+            tokens = min(tokens, *(_MOST - q[at + _BUDGET_AT[_IN_TOKENS] + _RESERVED] for at in places))
+            cost_pusd = min(cost_pusd, *(_MOST - q[at + _BUDGET_AT[_MONEY] + _RESERVED] for at in places))
             self._take_held(next_held)
-            q[held + _COUNT], q[held + _TOKENS], q[held + _COST] = len(places), tokens, cost_pusd
+            q[held + _COUNT], q[held + _HELD_TOKENS], q[held + _COST] = len(places), tokens, cost_pusd
             for place, at in enumerate(places):
                 q[held + _FIRST_ACCOUNT + place] = at
-                d[at + _REQUESTS_LEFT] -= 1
-                d[at + _TOKENS_LEFT] -= tokens
+                for rate, _ in _RATES:
+                    d[at + _LEFT + rate] -= tokens if rate & 1 else 1
                 q[at + _RUNNING] += 1
-                q[at + _RESERVED] += cost_pusd
-            return LevelsPermit(self, held, self._headers(places[0]))
+                q[at + _BUDGET_AT[_MONEY] + _RESERVED] += cost_pusd
+                q[at + _BUDGET_AT[_IN_TOKENS] + _RESERVED] += tokens
+            return LevelsPermit(self, held, self._headers(places))
 
     def sweep(self) -> int:
         """Give back what killed processes held; how many reservations these were."""
@@ -194,11 +255,13 @@ class Levels:
                     self._lock(_FIRST_PROCESS + slot, fcntl.F_UNLCK)
         return count
 
-    def state(self, number: int) -> tuple[int, int, int, float, float]:
-        """(running, reserved_pusd, spent_pusd, requests left, tokens left): for tests, and for people."""
+    def state(self, number: int) -> State:
+        """What is counted: for tests, and for people."""
         at, q, d = self._at(number), self._q, self._d
         with self._locked():
-            return q[at + _RUNNING], q[at + _RESERVED], q[at + _SPENT], d[at + _REQUESTS_LEFT], d[at + _TOKENS_LEFT]
+            budgets = [q[at + budget + word] for budget in _BUDGET_AT for word in (_RESERVED, _SPENT)]
+            ends_s = [d[at + budget + _END] for budget in _BUDGET_AT]
+            return cast("State", (q[at + _RUNNING], *budgets, *ends_s, *d[at + _LEFT : at + _LEFT + len(_RATES)]))
 
     def close(self) -> None:
         """Give back what this process holds, and detach."""
@@ -233,7 +296,7 @@ class Levels:
         for number in range(1, q[_FRESH_AT]):
             held = self._held_at(number)
             if q[held + _PROCESS] == slot + 1:
-                self._settle(held, q[held + _TOKENS], q[held + _COST])
+                self._settle(held, q[held + _HELD_TOKENS], q[held + _COST])
                 count += 1
         return count
 
@@ -243,10 +306,13 @@ class Levels:
         self._begin((*places, held))
         for at in places:
             q[at + _RUNNING] -= 1
-            q[at + _RESERVED] -= q[held + _COST]
-            q[at + _SPENT] = min(q[at + _SPENT] + cost_pusd, _MOST)
-            left = d[at + _TOKENS_LEFT] + q[held + _TOKENS] - tokens
-            d[at + _TOKENS_LEFT] = left if q[at + _TPM] == _NONE else min(left, float(q[at + _TPM]))
+            for which, reserved, used in ((_MONEY, q[held + _COST], cost_pusd), (_IN_TOKENS, q[held + _HELD_TOKENS], tokens)):
+                budget = at + _BUDGET_AT[which]
+                q[budget + _RESERVED] -= reserved
+                q[budget + _SPENT] = min(q[budget + _SPENT] + used, _MOST)
+            for rate in (_TOKENS, _TOKENS_DAY):
+                left, limit = d[at + _LEFT + rate] + (float(q[held + _HELD_TOKENS]) - tokens), q[at + _RATE + rate]
+                d[at + _LEFT + rate] = left if limit == _NONE else min(left, float(limit))
         q[held + _PROCESS] = 0
         q[held + _NEXT] = q[_FREE_AT]
         q[_FREE_AT] = (held - self._held_at(0)) // _WORDS
@@ -267,26 +333,24 @@ class Levels:
             q[_FRESH_AT] += 1
         q[held + _PROCESS] = self._slot + 1
 
-    def _refusal(self, at: int, tokens: int, cost_pusd: int, now_s: float) -> tuple[int, float | None, bool] | None:
-        """(which, seconds to wait, final); None: there is room."""
+    def _refusals(self, at: int, place: int, tokens: int, cost_pusd: int, now_s: float) -> Iterator[_Why]:
+        """All that this account has against it."""
         q, d = self._q, self._d
-        rpm, tpm, concurrency, budget = q[at + _RPM], q[at + _TPM], q[at + _CONCURRENCY], q[at + _BUDGET]
-        if budget != _NONE and q[at + _SPENT] + q[at + _RESERVED] + cost_pusd > budget:
-            end_s = d[at + _WINDOW_END]
-            return _KINDS_BUDGET, None if math.isinf(end_s) else max(0.0, end_s - now_s), True
-        if tpm != _NONE and tokens > tpm:
-            return _KINDS_TOKENS, None, True
-        waits: list[tuple[float, int]] = []
-        if rpm != _NONE and d[at + _REQUESTS_LEFT] < 1:
-            waits.append(((1 - d[at + _REQUESTS_LEFT]) * 60 / rpm if rpm else 60.0, _KINDS_REQUESTS))
-        if tpm != _NONE and d[at + _TOKENS_LEFT] < tokens:
-            waits.append(((tokens - d[at + _TOKENS_LEFT]) * 60 / tpm if tpm else 60.0, _KINDS_TOKENS))
-        if waits:
-            wait_s, which = max(waits)
-            return which, wait_s, False
-        if concurrency != _NONE and q[at + _RUNNING] >= concurrency:
-            return _KINDS_CONCURRENCY, 1.0, False
-        return None
+        for which, wanted in ((_MONEY, cost_pusd), (_IN_TOKENS, tokens)):
+            amount, reserved, spent = q[at + _BUDGET_AT[which] : at + _BUDGET_AT[which] + 3]
+            if amount != _NONE and spent + reserved + wanted > amount:
+                wait_s = max(0.0, d[at + _BUDGET_AT[which] + _END] - now_s)
+                yield True, wait_s, -place, _BUDGET + which, place
+        for rate, period_s in _RATES:
+            limit, wanted = q[at + _RATE + rate], tokens if rate & 1 else 1
+            if limit == _NONE:
+                continue
+            if rate & 1 and wanted > limit:
+                yield True, math.inf, -place, rate, place
+            elif d[at + _LEFT + rate] < wanted:
+                yield False, (wanted - d[at + _LEFT + rate]) * period_s / limit if limit else period_s, -place, rate, place
+        if q[at + _MOST_RUNNING] != _NONE and q[at + _RUNNING] >= q[at + _MOST_RUNNING]:
+            yield False, 1.0, -place, _CONCURRENCY, place
 
     def _refill(self, at: int, now_s: float) -> None:
         d = self._d
@@ -296,14 +360,35 @@ class Levels:
                 d[at + _UPDATED] = time.time()
             return
         d[at + _UPDATED] = now_s
-        for level, limit in ((_REQUESTS_LEFT, self._q[at + _RPM]), (_TOKENS_LEFT, self._q[at + _TPM])):
+        for rate, period_s in _RATES:
+            limit = self._q[at + _RATE + rate]
             if limit != _NONE:
-                d[at + level] = min(d[at + level] + elapsed_s * limit / 60, float(limit))
+                d[at + _LEFT + rate] = min(d[at + _LEFT + rate] + elapsed_s * limit / period_s, float(limit))
 
-    def _headers(self, at: int) -> bytes:
+    def _headers(self, places: Sequence[int]) -> bytes:
         q, d = self._q, self._d
-        parts: Sequence[tuple[bytes, int, int]] = ((b"requests", _RPM, _REQUESTS_LEFT), (b"tokens", _TPM, _TOKENS_LEFT))
-        return b"".join([_lines(what, q[at + limit], d[at + left]) for what, limit, left in parts if q[at + limit] > 0])
+        lines: list[bytes] = []
+        for what, name in enumerate((b"requests", b"tokens")):
+            rates = [
+                (d[at + _LEFT + rate], q[at + _RATE + rate], period_s)
+                for at in places
+                for rate, period_s in _RATES
+                if rate & 1 == what and q[at + _RATE + rate] > 0
+            ]
+            if rates:
+                lines.append(_lines(name, *min(rates, key=lambda rate: rate[0])))
+        percent, of = max((self._passed(at, which) for at in places for which in _BUDGETS), key=lambda passed: passed[0])
+        if percent >= 0:
+            lines.append(b"x-budget-warning: %b%d%%\r\n" % (of, percent))
+        return b"".join(lines)
+
+    def _passed(self, at: int, which: int) -> tuple[int, bytes]:
+        """(percent spent of this budget, whose it is, as the header has it); -1 percent: no more than its soft limit."""
+        q = self._q
+        amount, _, spent = q[at + _BUDGET_AT[which] : at + _BUDGET_AT[which] + 3]
+        if q[at + _SOFT] == _NONE or amount <= 0 or spent * 100 < amount * q[at + _SOFT]:
+            return -1, b""
+        return min(spent * 100 // amount, _MOST_PERCENT), _WHOSE[q[at + _OWNER] & 3] + (b" tokens " if which == _IN_TOKENS else b" ")
 
     def _begin_anew(self) -> None:
         """Nobody else is attached. The levels of rates stay; what ran is over, and what was spent the ledger is asked again."""
@@ -357,6 +442,11 @@ class Levels:
             raise IndexError("there is no such account")
         return _HEADER + number * _WORDS
 
+    def _places(self, numbers: tuple[int, ...]) -> list[int]:
+        if not isinstance(numbers, tuple) or not 1 <= len(numbers) <= _MOST_AT_ONCE:
+            raise TypeError("the accounts are a tuple of 1 to 4 numbers")
+        return [self._at(number) for number in numbers]
+
     @staticmethod
     def _held_at(number: int) -> int:
         return _HEADER + (_ACCOUNTS + number) * _WORDS
@@ -375,7 +465,7 @@ class Levels:
             self._put_back()
             while self._lost:
                 held = self._lost.pop()
-                self._settle(held, q[held + _TOKENS], q[held + _COST])
+                self._settle(held, q[held + _HELD_TOKENS], q[held + _COST])
             yield
             q[_BEGUN_AT] = 0
         finally:
@@ -393,7 +483,7 @@ class Levels:
 
 
 class LevelsPermit:
-    """A reservation. `headers`: the x-ratelimit lines of the first account."""
+    """A reservation. `headers`: those of `Levels.headers`."""
 
     __slots__ = ("_held", "_levels", "headers")
 
@@ -419,14 +509,16 @@ def _moved(left: float, old: int, new: int | None) -> float:
     return float(new) if old == _NONE else min(left + max(0, new - old), float(new))
 
 
-def _lines(what: bytes, limit: int, left: float) -> bytes:
-    values = (what, limit, what, max(0, int(left)), what, _duration((limit - left) * 60 / limit))
+def _lines(what: bytes, left: float, limit: int, period_s: float) -> bytes:
+    values = (what, limit, what, max(0, int(left)), what, _duration((limit - left) * period_s / limit))
     return b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n" % values
 
 
 def _duration(seconds: float) -> bytes:
-    """As OpenAI writes it: 20ms, 6s, 1m30s, 6m0s."""
+    """As OpenAI writes it: 20ms, 6s, 1m30s, 6m0s, 23h59m0s."""
     if seconds < 1:
         return b"%dms" % (seconds * 1000)
     minutes, rest = divmod(int(seconds + 0.999), 60)
+    if minutes >= 60:
+        return b"%dh%dm%ds" % (minutes // 60, minutes % 60, rest)
     return b"%dm%ds" % (minutes, rest) if minutes else b"%ds" % rest

@@ -9,7 +9,7 @@ from gateway.wire.body import positive
 from gateway.wire.multipart import Upload
 
 if TYPE_CHECKING:
-    from auth.principal import Limits
+    from auth.principal import Limited
     from gateway.relay.operations import Operation
     from gateway.routing.table import Prices, Route
     from gateway.runtime import TokenizerSource
@@ -38,35 +38,44 @@ class Reservation:
         return Reservation(max(self.tokens, other.tokens), max(self.cost_pusd, other.cost_pusd), self.prompt_tokens, self.spliced)
 
 
-def reservation(operation: Operation, route: Route, peek: Peek, body: bytes, limits: Limits, tokenizers: TokenizerSource) -> Reservation:
-    """tokens = prompt estimate + choices x output limit; cost = an upper bound, 0 without a price or a budget.
+def reservation(
+    operation: Operation, route: Route, peek: Peek, body: bytes, callers: tuple[Limited, ...], tokenizers: TokenizerSource
+) -> Reservation:
+    """tokens = prompt estimate + choices x output limit; cost = an upper bound, 0 without a price or a budget. `callers`: as limited.
 
     Only text counts as tokens of a prompt: not the files of a form, nor pictures that stand in its place. What an operation answers without
     a limit that a client could set (pictures, speech, embeddings) is not reserved in tokens; its report is owed afterwards.
     """
     if operation.inside:
         return Reservation(0, 0, 0)
+    counted = priced = in_tokens = False
+    for caller in callers:
+        limits = caller.limits
+        counted = counted or limits.tpm is not None or limits.tpd is not None or limits.token_budget is not None
+        priced = priced or limits.budget is not None
+        in_tokens = in_tokens or limits.token_budget is not None
+    prices = route.prices if priced else None
     text_bytes = _text_bytes(peek.fields) if operation.raw else len(body)
     prompt = text_bytes // 4
-    if limits.tpm is not None and len(body) < _EXACT_BELOW_BYTES:
+    if counted and len(body) < _EXACT_BELOW_BYTES:
         tokenizer = tokenizers.of(route.id)
         if tokenizer is not None:
             exact = prompt_tokens(tokenizer, operation.name, peek.fields)
             prompt = prompt if exact is None else exact
     if operation.raw:
         answer = min(peek.choices * route.max_output_tokens, _MOST_TOKENS)
-        return Reservation(prompt, _bound(route.prices, limits, text_bytes + _upload_tokens(peek.fields), answer), prompt)
+        return Reservation(prompt, _bound(prices, text_bytes + _upload_tokens(peek.fields), answer), prompt)
     if not operation.generates:
-        return Reservation(prompt, _bound(route.prices, limits, text_bytes, 0), prompt)
+        return Reservation(prompt, _bound(prices, text_bytes, 0), prompt)
     limit = peek.output_limit
     spliced: tuple[tuple[str, bytes], ...] = ()
     if limit is None:
         own = _own_limit(operation, route, peek)
         limit = route.max_output_tokens if own is None else own
-        if limits.budget is not None and route.prices is not None and own is None:
+        if own is None and (prices is not None or in_tokens):
             spliced = ((operation.limit, b"%d" % limit),)
     output = min(_choices(operation, peek) * limit, _MOST_TOKENS)
-    return Reservation(prompt + output, _bound(route.prices, limits, text_bytes, output), prompt, spliced)
+    return Reservation(prompt + output, _bound(prices, text_bytes, output), prompt, spliced)
 
 
 def _text_bytes(fields: dict[str, Any]) -> int:
@@ -115,9 +124,9 @@ def _prompts(prompt: Any) -> int:
     return 1
 
 
-def _bound(prices: Prices | None, limits: Limits, prompt_bytes: int, output_tokens: int) -> int:
+def _bound(prices: Prices | None, prompt_bytes: int, output_tokens: int) -> int:
     """No prompt has more tokens than UTF-8 bytes; the body has more bytes than its prompt."""
-    if prices is None or limits.budget is None:
+    if prices is None:
         return 0
     return (prompt_bytes + _TEMPLATE_TOKENS) * prices.input_pusd + output_tokens * prices.output_pusd
 

@@ -63,7 +63,7 @@ from gateway.routing.policies.affinity import value_of
 from gateway.wire import heads
 
 if TYPE_CHECKING:
-    from auth.principal import Principal
+    from auth.principal import Limited, Principal
     from gateway.limits.base import Permit
     from gateway.metering.progress import Progress
     from gateway.relay.edge import Edge, Request
@@ -103,6 +103,7 @@ class Flow:
     __slots__ = (
         "_at_work",
         "_body",
+        "_callers",
         "_client_model",
         "_closing",
         "_committed",
@@ -158,6 +159,7 @@ class Flow:
         self.resent_without_usage: Target | None = None
         self._record: UsageRecord | None = None
         self._principal: Principal | None = None
+        self._callers: tuple[Limited, ...] = ()  # all that this request is counted under
         self._permit: Permit | None = None
         self._peek: Peek | None = None
         self._tokenizer: Tokenizer | None = None
@@ -193,10 +195,12 @@ class Flow:
         """Who is it, and may they come in? False: refused, and over."""
         relay = self.relay
         self._principal = None
+        self._callers = ()
         self._judged_by = relay.known.applied
         self._judged_s = relay.clock.now_s
         try:
             self._principal = principal = relay.authenticator.authenticate(credential_of(self.request.headers), time.time())
+            self._callers = principal.callers
             if principal.networks is not None and not principal.may_come_from(self._address()):
                 raise Forbidden("This key may not be used from this address.")
             if "inference" not in principal.scopes:
@@ -316,14 +320,15 @@ class Flow:
         return tokenizer
 
     def _reserve(self, route: Route, peek: Peek, body: bytes) -> Permit:
-        principal, relay = self._principal, self.relay
-        assert principal is not None
-        wanted = reservation(self.request.operation, route, peek, body, principal.limits, relay.tokenizers)
+        relay = self.relay
+        if route.limited is not None:
+            self._callers = (*self._callers, route.limited)
+        wanted = reservation(self.request.operation, route, peek, body, self._callers, relay.tokenizers)
         if route.fallback is not None:
             wanted = self._dearest(wanted, route, peek, body)
         self._reservation: Reservation = wanted
         self._spliced = wanted.spliced
-        decision = relay.limiter.reserve(principal.limit_id, principal.limits, wanted.tokens, wanted.cost_pusd)
+        decision = relay.limiter.reserve(self._callers, wanted.tokens, wanted.cost_pusd)
         if type(decision) is not Refusal:
             return decision  # type: ignore[return-value]  # the other side of the union
         relay.meter.limit_refusal(decision.kind)
@@ -331,13 +336,12 @@ class Flow:
 
     def _dearest(self, wanted: Reservation, route: Route, peek: Peek, body: bytes) -> Reservation:
         """What is reserved holds whichever model of the chain of fallbacks serves in the end."""
-        principal, relay = self._principal, self.relay
-        assert principal is not None
+        relay = self.relay
         for _ in range(_MOST_FALLBACKS):
             other = relay.table.routes.get(route.fallback) if route.fallback is not None else None
             if other is None:
                 break
-            own = reservation(self.request.operation, other, peek, body, principal.limits, relay.tokenizers)
+            own = reservation(self.request.operation, other, peek, body, self._callers, relay.tokenizers)
             wanted = wanted.at_least(own)
             route = other
         return wanted
@@ -431,9 +435,9 @@ class Flow:
 
     def _bounds(self, route: Route) -> tuple[tuple[str, bytes], ...]:
         """What keeps a request to this route within what was reserved for it."""
-        principal, peek, relay = self._principal, self._peek, self.relay
-        assert principal is not None and peek is not None
-        return reservation(self.request.operation, route, peek, self._body, principal.limits, relay.tokenizers).spliced
+        peek, relay = self._peek, self.relay
+        assert peek is not None
+        return reservation(self.request.operation, route, peek, self._body, self._callers, relay.tokenizers).spliced
 
     # 6 exchange
 
@@ -834,9 +838,8 @@ class Flow:
         return heads.error_answer(error, self.request.operation.protocol)
 
     def _limit_headers(self) -> bytes:
-        """Every answer to a limited key says what is left, those before the reservation too."""
-        principal = self._principal
-        return self.relay.limiter.headers(principal.limit_id, principal.limits) if principal is not None else b""
+        """Every answer to a limited caller says what is left, those before the reservation too."""
+        return self.relay.limiter.headers(self._callers) if self._callers else b""
 
     @property
     def model(self) -> str:
@@ -1022,16 +1025,25 @@ def _overloaded() -> Overloaded:
 
 
 def _limit_error(refusal: Refusal) -> RateLimited:
-    if refusal.kind == "budget":
-        error: RateLimited = QuotaExhausted("The budget of this key is spent.", retry_after_s=refusal.retry_after_s)
+    if refusal.kind in _BUDGETS:
+        message = f"The {_BUDGETS[refusal.kind]} of this {refusal.whose} is spent."
+        error: RateLimited = QuotaExhausted(message, retry_after_s=refusal.retry_after_s)
     elif refusal.final:
-        message = "This request needs more tokens than the key's tokens-per-minute limit ever allows; lower max_tokens or shorten it."
+        limit = "tokens-per-day" if refusal.kind == "tokens_day" else "tokens-per-minute"
+        message = f"This request needs more tokens than the {refusal.whose}'s {limit} limit ever allows; lower max_tokens or shorten it."
         error = RateLimited(message, retry=False)
     else:
-        message = f"The limit of {_KINDS[refusal.kind]} is reached; try again later."
+        message = f"The limit of {_KINDS[refusal.kind]} of this {refusal.whose} is reached; try again later."
         error = RateLimited(message, retry_after_s=refusal.retry_after_s)
     error.headers = refusal.headers
     return error
 
 
-_KINDS = {"requests": "requests per minute", "tokens": "tokens per minute", "concurrency": "concurrent requests"}
+_BUDGETS = {"budget": "budget", "token_budget": "token budget"}
+_KINDS = {
+    "requests": "requests per minute",
+    "tokens": "tokens per minute",
+    "requests_day": "requests per day",
+    "tokens_day": "tokens per day",
+    "concurrency": "concurrent requests",
+}

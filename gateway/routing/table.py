@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from auth.principal import Limited
 from backends.base import Backend
 from gateway.routing.choice import policy_of
 from gateway.routing.document import CustomEntry, EchoEntry, LocalEntry, ModelEntry, PricesEntry, RevisionDocument, SecretRef
@@ -82,6 +83,7 @@ class Route:
 
     `live`: some target has a weight above zero. `has_local`: one of those is a local model. `fallback`: the route to try when no target of
     this one serves. `arms`: the policy, where it divides users (canary, experiment). `max_attempts`: of one request, the first included.
+    `limited`: the limits of all its callers together.
     """
 
     id: str
@@ -102,6 +104,7 @@ class Route:
     arms: Arms | None = None
     shadow: Shadow | None = None
     has_local: bool = False
+    limited: Limited | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

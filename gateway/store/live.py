@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth.address import Networks, parse_networks
 from auth.ports import KeyRecord, UserRecord
-from auth.principal import Budget, Principal, Role
+from auth.principal import Limited, Limits, Principal, Role
 from gateway.store import changelog, keys, users
 from gateway.store.contact import STALE_S, Contact
 from gateway.store.engine import Database
@@ -31,6 +31,7 @@ from gateway.store.spending import Spending
 
 _Row = Any  # as `keys.digest_rows` says
 _REVOKED, _DISABLED, _UNKNOWN = "revoked", "disabled", "unknown"
+_LIMITS_AT = 12  # the first column of the limits in a row
 STEP = 400  # keys (or entries of the log) at a time: a few ms of the loop
 _EVERYTHING = frozenset(("user", "key", "team", "revision", "secret", "signing_key"))
 
@@ -62,6 +63,7 @@ class LiveTables:
         self._keys_of: dict[str, set[str]] = {}  # by user id
         self._users: dict[str, UserRecord] = {}
         self._moving: dict[str, list[str]] = {}  # user id -> their keys whose records are older than the user's
+        self._limited: dict[str, Limited] = {}  # by limit id: whoever is counted under it refers to this one
         # What several keys have is there once, and goes with the last of them.
         self._patterns: WeakValueDictionary[tuple[str, ...], re.Pattern[str]] = WeakValueDictionary()
         self._networks: WeakValueDictionary[tuple[str, ...], Networks] = WeakValueDictionary()
@@ -127,6 +129,10 @@ class LiveTables:
     def user_by_id(self, user_id: str) -> UserRecord | None:
         return None if self.contact.stale else self._users.get(user_id)
 
+    def limited(self) -> Iterator[Limited]:
+        """Everyone that has limits. Do not await while iterating."""
+        return iter(self._limited.values())
+
     def records(self) -> Iterator[KeyRecord]:
         """Every live key; one that is being rotated comes once per valid text. Do not await while iterating."""
         return iter(self._by_digest.values())
@@ -144,9 +150,10 @@ class LiveTables:
         if owner is None:
             return None
         scopes, team_id = owner.role.scopes & principal.scopes, owner.principal.team_id
-        if (owner.role, team_id) == (principal.role, principal.team_id):
+        callers = (*[one for one in principal.callers if one.limit_id == principal.key_id], *owner.principal.callers)
+        if (owner.role, team_id, callers) == (principal.role, principal.team_id, principal.callers):
             return record
-        return replace(record, principal=replace(principal, role=owner.role, scopes=scopes, team_id=team_id))
+        return replace(record, principal=replace(principal, role=owner.role, scopes=scopes, team_id=team_id, callers=callers))
 
     async def _news(self, conn: AsyncConnection, spending: Spending | None) -> _News | None:
         """The next entries and what they name; None where the log is not the one that these tables were made from."""
@@ -166,7 +173,7 @@ class LiveTables:
                 moving.append(user_id)
         rows = await _rows(conn, key_ids) if key_ids else []
         if spending is not None:
-            await spending.read(conn, _budgets(rows) | _budgets_of(people.values()))
+            await spending.read(conn, _limits_in(rows) | _limits_of_people(people.values()))
         return _News(entries, people, key_ids, rows, moving)
 
     def _apply(self, news: _News) -> None:
@@ -186,7 +193,7 @@ class LiveTables:
             async with db.read() as conn:
                 rows = await _rows(conn, step)
                 if spending is not None:
-                    await spending.read(conn, _budgets(rows))
+                    await spending.read(conn, _limits_in(rows))
         self._set_keys(step, rows)
         del waiting[-STEP:]
         if not waiting:
@@ -198,27 +205,52 @@ class LiveTables:
         with self.contact.made():
             async with db.read() as conn:
                 fresh.applied = await changelog.latest(conn)  # before the rest: what changes meanwhile is then read once more
-                people = await users.all_enabled(conn)
+                for user in await users.all_enabled(conn):
+                    fresh._set_user(user.id, user)  # before their keys, which are counted under them too
                 async for rows in (await conn.stream(keys.digest_rows())).partitions(STEP):
                     fresh._put(list(rows))
-        fresh._users.update((user.id, user_record(user)) for user in people)
-        old = (self._by_digest, self._refused, self._digests, self._keys_of, self._users, self._moving)
+        old = (self._by_digest, self._refused, self._digests, self._keys_of, self._users, self._moving, self._limited)
         self._by_digest, self._refused, self._digests = fresh._by_digest, fresh._refused, fresh._digests
         self._keys_of, self._users, self._moving = fresh._keys_of, fresh._users, {}
-        self._patterns, self._networks = fresh._patterns, fresh._networks
+        self._patterns, self._networks, self._limited = fresh._patterns, fresh._networks, fresh._limited
         self.applied = fresh.applied
         await _let_go(old)
 
     def _set_user(self, user_id: str, user: users.User | None) -> None:
         if user is None or not user.enabled:
             self._users.pop(user_id, None)
+            self._limited.pop(f"user:{user_id}", None)
         else:
-            self._users[user_id] = user_record(user)
+            record = user_record(user)
+            callers = self._callers(f"user:{user_id}", user.limits)
+            if user.team_id is not None:
+                callers = (*callers, self._team(user.team_id))
+            self._users[user_id] = replace(record, principal=replace(record.principal, callers=callers))
 
-    def _set_keys(self, key_ids: Iterable[str], rows: list[_Row]) -> None:
+    def set_team_limits(self, team_id: str, limits: Limits) -> None:
+        """In force for all of the team at once."""
+        self._team(team_id).limits = limits
+
+    def _team(self, team_id: str) -> Limited:
+        """Every user of a team refers to it, be it limited or not: the records of all of them need not be made again for its limits."""
+        return self._limited.setdefault(f"team:{team_id}", Limited(f"team:{team_id}", Limits()))
+
+    def _callers(self, limit_id: str, limits: Limits) -> tuple[Limited, ...]:
+        """Under whom it is counted by itself: () if it never had limits. One that had some is counted on, for they may be put back."""
+        known = self._limited.get(limit_id)
+        if known is not None:
+            if known.limits != limits:
+                known.limits = limits
+        elif limits.limited:
+            known = self._limited[limit_id] = Limited(limit_id, limits)
+        return () if known is None else (known,)
+
+    def _set_keys(self, key_ids: Collection[str], rows: list[_Row]) -> None:
         """`rows` are all there is of these keys. New records go in before old ones go out: a live key is never missing."""
         old = [digest for key_id in key_ids for digest in self._digests.pop(key_id, ())]
         self._put(rows)
+        for gone in set(key_ids).difference(row.id for row in rows):
+            self._limited.pop(gone, None)
         new = {row[0] for row in rows}
         for digest in old:
             if digest not in new:
@@ -237,19 +269,21 @@ class LiveTables:
             if revoked_at is not None or disabled_at is not None:
                 self._by_digest.pop(digest, None)
                 self._refused[digest] = _DISABLED if revoked_at is None else _REVOKED
+                self._limited.pop(key_id, None)
                 continue
-            role = Role(role_name)
+            role, owner, own_limits = Role(role_name), self._users.get(user_id), limits_of(*limits)
             principal = Principal(
                 user_id=user_id,
                 role=role,
                 scopes=role.scopes.intersection(scopes),  # never more than its owner holds now
                 key_id=key_id,
                 models=models,
-                limits=limits_of(*limits),
+                limits=own_limits,
                 limit_id=key_id,
                 _allows=self._pattern(models),
                 team_id=team_id,
                 networks=self._network(networks),
+                callers=self._callers(key_id, own_limits) + (() if owner is None else owner.principal.callers),
             )
             self._refused.pop(digest, None)
             self._by_digest[digest] = KeyRecord(key_id, digest, principal, _earlier(expires_at, digest_end))
@@ -289,15 +323,13 @@ def user_record(user: users.User) -> UserRecord:
     return UserRecord(user.id, user.email, user.role, principal, user.token_epoch)
 
 
-def _budgets(rows: Iterable[_Row]) -> dict[str, Budget]:
-    """Key id -> budget."""
-    found = {row.id: limits_of(row.rpm, row.tpm, row.concurrency, row.budget_pusd, row.budget_window).budget for row in rows}
-    return {key_id: budget for key_id, budget in found.items() if budget is not None}
+def _limits_in(rows: Iterable[_Row]) -> dict[str, Limits]:
+    """By limit id."""
+    return {row.id: limits_of(*row[_LIMITS_AT:]) for row in rows}
 
 
-def _budgets_of(people: Iterable[users.User | None]) -> dict[str, Budget]:
-    """User id -> budget, for what they do with login tokens."""
-    return {user.id: user.limits.budget for user in people if user is not None and user.limits.budget is not None}
+def _limits_of_people(people: Iterable[users.User | None]) -> dict[str, Limits]:
+    return {f"user:{user.id}": user.limits for user in people if user is not None}
 
 
 async def _rows(conn: AsyncConnection, key_ids: Collection[str]) -> list[_Row]:

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-from tests.contract.test_levels import FORMS, account
+from tests.contract.test_levels import FORMS, NONE, account
 
 SECONDS = 1.0
 
@@ -26,7 +26,7 @@ def fill(levels: Any, number: int) -> None:
         permits.extend(levels.reserve((number,), 0, 0, time.time()) for _ in range(4000))
     if len(permits) == 4000:
         return
-    levels.change(number, None, None, None, None, time.time())
+    levels.change(number, NONE, 0, time.time())
     permits.pop().settle(0, 0)
     try:
         for other in range(4000):
@@ -38,7 +38,7 @@ def fill(levels: Any, number: int) -> None:
 def main() -> None:
     form, path, work = sys.argv[1:]
     levels: Any = FORMS[form](path)
-    number = account(levels, "k", (None,) * 4) if work == "fill" else account(levels, "k")
+    number = account(levels, "k", NONE) if work == "fill" else account(levels, "k")
     if work == "hold":
         permit = levels.reserve((number,), 40, 400, time.time())
         assert not isinstance(permit, tuple)

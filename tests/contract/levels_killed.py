@@ -16,14 +16,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.contract.test_levels import EVERYTHING, FORMS, NOW_S, account
+from tests.contract.test_levels import EVERYTHING, FORMS, NONE, NOW_S, account, left, only, spent
 
 _TRACE_ME, _CONTINUE, _ONE_STEP = 0, 7, 9  # of ptrace
 _LOCK_AT = 16  # in the file of the form in C: the word of its mutex
 _LIBC = ctypes.CDLL(None, use_errno=True)
 NOT_ALLOWED = "this machine lets nobody trace"
-UNTOUCHED, SWEPT, SETTLED = (0, 0, 0, 600.0, 1000.0), (0, 0, 400, 599.0, 960.0), (0, 0, 5, 599.0, 990.0)
-Numbers = tuple[int, int]
+UNTOUCHED = (0, 0, 0, 0, 0, 600.0, 1000.0, 6000.0, 20_000.0)  # `spent` and `left`
+SWEPT = (0, 0, 400, 0, 40, 599.0, 960.0, 5999.0, 19_960.0)
+SETTLED = (0, 0, 5, 0, 10, 599.0, 990.0, 5999.0, 19_990.0)
+CHANGED = (0, 0, 0, 0, 0, 300.0, 500.0, 3000.0, 10_000.0)
+Numbers = tuple[int, ...]
 Prepare = Callable[[Any, Numbers], Callable[[], object]]
 
 
@@ -37,7 +40,7 @@ def settle(levels: Any, numbers: Numbers) -> Callable[[], object]:
 
 
 def change(levels: Any, numbers: Numbers) -> Callable[[], object]:
-    return lambda: levels.change(numbers[0], 300, 500, 3, 10_000, NOW_S)
+    return lambda: levels.change(numbers[0], only(300, 500, 3000, 10_000, 3), 0, NOW_S)
 
 
 def close(levels: Any, numbers: Numbers) -> Callable[[], object]:
@@ -52,7 +55,7 @@ def sweep(levels: Any, numbers: Numbers) -> Callable[[], object]:
 STEPS: dict[str, tuple[Prepare, tuple[object, ...]]] = {
     "reserve": (reserve, (UNTOUCHED, SWEPT)),
     "settle": (settle, (SWEPT, SETTLED)),
-    "change": (change, (UNTOUCHED, (0, 0, 0, 300.0, 500.0))),
+    "change": (change, (UNTOUCHED, CHANGED)),
     "close": (close, (SWEPT,)),
     "sweep": (sweep, (SWEPT,)),
 }
@@ -129,23 +132,23 @@ def main() -> None:
     form, path, step, stride = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     signal.alarm(100)  # a process that waits for ever is ended
     levels: Any = FORMS[form](path)
-    all_of_them = account(levels, "all", (None,) * 4, NOW_S)
+    all_of_them = account(levels, "all", NONE, NOW_S)
     prepare, allowed = STEPS[step]
     kills, alive = 0, True
     while alive:
-        numbers = (account(levels, f"a{kills}", EVERYTHING, NOW_S), account(levels, f"b{kills}", EVERYTHING, NOW_S))
+        numbers = tuple(account(levels, f"{name}{kills}", EVERYTHING, NOW_S, whose) for whose, name in enumerate("kutm"))
         if step == "sweep":
             hold_and_die(attached_and(reserve, form, path, numbers))
         alive = traced(form, attached_and(prepare, form, path, numbers), kills * stride, path)
         levels.sweep()
-        states = [levels.state(number) for number in numbers]
+        states = [spent(levels, number) + left(levels, number) for number in numbers]
         assert states[0] in allowed, (kills, states)
-        assert step == "change" or states[0] == states[1], (kills, states)
+        assert states[1:] == ([UNTOUCHED] * 3 if step == "change" else [states[0]] * 3), (kills, states)
         permits = [levels.reserve((all_of_them,), 1, 1, NOW_S) for _ in range(8)]
-        assert levels.state(all_of_them)[:2] == (8, 8), kills
+        assert spent(levels, all_of_them)[:4] == (8, 8, 0, 8), kills
         for permit in permits:
             permit.settle(0, 0)
-        assert levels.state(all_of_them)[:2] == (0, 0), kills
+        assert spent(levels, all_of_them) == (0, 0, 0, 0, 0), kills
         kills += 1
     assert levels.sweep() == 0
     print(kills)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from auth.errors import SigningAway
-from auth.principal import Budget, Limits
+from auth.principal import Budget, Limited, Limits
 from gateway.app import LOST_WORD_S, Services
 from gateway.changes import Actor, apply_revision, create_key, ensure_admin, revoke_key, rotate_signing_key, update_key
 from gateway.limits.base import Refusal
@@ -82,7 +82,7 @@ async def in_force(services: Services, house: House) -> None:
 
 
 def refused(services: Services, key_id: str, limits: Limits, cost_pusd: int) -> bool:
-    decision = services.relay.limiter.reserve(key_id, limits, 0, cost_pusd)
+    decision = services.relay.limiter.reserve((Limited(key_id, limits),), 0, cost_pusd)
     if isinstance(decision, Refusal):
         return True
     decision.settle(0, 0)
@@ -115,7 +115,7 @@ async def test_a_budget_given_to_a_running_key_counts_what_the_window_has_seen(h
 async def test_several_processes_count_together(house: House) -> None:
     limits = Limits(rpm=5, budget=Budget(10 * CENT, "day"))
     async with serving(house) as one, serving(house) as other:
-        decisions = [services.relay.limiter.reserve("k", limits, 0, CENT) for services in (one, other) * 4]
+        decisions = [services.relay.limiter.reserve((Limited("k", limits),), 0, CENT) for services in (one, other) * 4]
         assert sum(isinstance(decision, Refusal) for decision in decisions) == 3
         for decision in decisions:
             if not isinstance(decision, Refusal):

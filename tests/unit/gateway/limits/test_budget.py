@@ -7,8 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auth.principal import Budget
-from gateway.limits.budget import MAX_PUSD, format_budget, format_usd, parse_budget, parse_usd, window_end, window_start
+from auth.principal import Budget, TokenBudget
+from gateway.limits.budget import (
+    MAX_PUSD,
+    MAX_TOKENS,
+    format_budget,
+    format_token_budget,
+    format_usd,
+    parse_budget,
+    parse_token_budget,
+    parse_usd,
+    window_end,
+    window_start,
+)
 
 
 def at(text: str) -> float:
@@ -43,6 +54,16 @@ def test_budgets() -> None:
     for bad in ("20/", "20/year", "20/day/day", "/day", "20/Day"):
         with pytest.raises(ValueError, match=r"window|amount"):
             parse_budget(bad)
+
+
+def test_budgets_in_tokens() -> None:
+    assert parse_token_budget(" 1000000/week ") == TokenBudget(10**6, "week")
+    assert parse_token_budget("5") == TokenBudget(5, None)
+    for text in ("1000000/week", "0", f"{MAX_TOKENS}/day"):
+        assert format_token_budget(parse_token_budget(text)) == text
+    for bad in ("", "1.5", "-1", "1e6", "5/", "5/year", "1_000", "\u0663", str(MAX_TOKENS + 1)):
+        with pytest.raises(ValueError, match=r"window|tokens"):
+            parse_token_budget(bad)
 
 
 @pytest.mark.parametrize(

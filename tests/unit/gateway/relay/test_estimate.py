@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 import orjson
 import pytest
 
-from auth.principal import Budget, Limits
+from auth.principal import Budget, Limited, Limits, TokenBudget
 from gateway.relay.estimate import Reservation, reservation
 from gateway.relay.operations import ROUTES
 from gateway.routing.table import Prices
@@ -23,8 +23,9 @@ PRICES = Prices(2, 3)
 
 def wanted(name: str, body: bytes, limits: Limits = LIMITED, content_type: bytes = b"", **more: Any) -> Reservation:
     operation = ALL[name]
+    callers = (Limited("k", Limits(rpm=1)), Limited("user:u", limits))
     return reservation(
-        operation, route([], **more), operation.read(body, content_type), body, limits, cast("TokenizerSource", NoTokenizers())
+        operation, route([], **more), operation.read(body, content_type), body, callers, cast("TokenizerSource", NoTokenizers())
     )
 
 
@@ -96,3 +97,10 @@ def test_the_bound_is_made_true_under_the_operations_name(name: str, spliced: st
 def test_of_two_own_limits_the_higher_counts() -> None:
     own = {"max_tokens": 50, "max_completion_tokens": 70, "temperature": 1}
     assert wanted("chat", sent(model="m"), parameters=own).tokens == len(sent(model="m")) // 4 + 70
+
+
+def test_a_budget_in_tokens_bounds_the_answer_whatever_it_costs() -> None:
+    limits, body = Limits(token_budget=TokenBudget(10**6)), sent(model="m", messages=[{"role": "user", "content": "x" * 40}])
+    made = wanted("chat", body, limits, max_output_tokens=50)
+    assert parts(made) == (len(body) // 4 + 50, 0, len(body) // 4, (("max_tokens", b"50"),))
+    assert wanted("chat", sent(model="m", max_tokens=5), limits).spliced == ()

@@ -346,7 +346,7 @@ class TestOwnersOfManyKeys:
         await changes.enable_user(db, generation, CLI, owner.id)
         while live.applied != generation.change or live.unfinished:
             await live.catch_up(db, spending)
-        assert spending.spent_pusd(key_id, None) == 3
+        assert spending.spent(key_id, None)[0] == 3
 
 
 async def test_a_long_log_is_read_in_steps(db: Database, generation: Generation, issued: IssuedKey) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
-from auth.principal import Budget
+from auth.principal import Budget, Limits
 from gateway.metering.record import UsageRecord
 from gateway.store import booking
 from gateway.store.engine import Database
@@ -24,19 +24,19 @@ async def test_spending_ends_with_its_window(db: Database) -> None:
     async with db.write() as conn:
         await booking.insert_usage(conn, [asdict(record), asdict(earlier)], "segment", 1)
     async with db.read() as conn:
-        await spending.read(conn, {"k": Budget(10, "day")})
-    assert spending.spent_pusd("k", "day") == 7
-    assert spending.spent_pusd("k", "month") == 0  # not read
-    assert spending.spent_pusd("other", "day") == 0
+        await spending.read(conn, {"k": Limits(budget=Budget(10, "day"))})
+    assert spending.spent("k", "day")[0] == 7
+    assert spending.spent("k", "month")[0] == 0  # not read
+    assert spending.spent("other", "day")[0] == 0
     now_s = at("2026-03-11T00:00")
-    assert spending.spent_pusd("k", "day") == 0
+    assert spending.spent("k", "day")[0] == 0
     async with db.read() as conn:
-        await spending.read(conn, {"k": Budget(10, "month")})
-    assert spending.spent_pusd("k", "month") == 12
+        await spending.read(conn, {"k": Limits(budget=Budget(10, "month"))})
+    assert spending.spent("k", "month")[0] == 12
     now_s = at("2030-01-01")
     async with db.read() as conn:
-        await spending.read(conn, {"k": Budget(10)})
-    assert spending.spent_pusd("k", None) == 12
+        await spending.read(conn, {"k": Limits(budget=Budget(10))})
+    assert spending.spent("k", None)[0] == 12
 
 
 async def test_a_users_budget_counts_what_logins_spent_and_not_what_keys_did(db: Database) -> None:
@@ -50,5 +50,12 @@ async def test_a_users_budget_counts_what_logins_spent_and_not_what_keys_did(db:
     async with db.write() as conn:
         await booking.insert_usage(conn, [asdict(record) for record in (by_login, *others)], "segment", 1)
     async with db.read() as conn:
-        await spending.read(conn, {"usr_1": Budget(10, "day"), "usr_3": Budget(10), "k": Budget(200, "day")})
-    assert [spending.spent_pusd(i, w) for i, w in (("usr_1", "day"), ("usr_3", None), ("k", "day"))] == [7, 0, 100]
+        await spending.read(
+            conn,
+            {
+                "user:usr_1": Limits(budget=Budget(10, "day")),
+                "user:usr_3": Limits(budget=Budget(10)),
+                "k": Limits(budget=Budget(200, "day")),
+            },
+        )
+    assert [spending.spent(i, w)[0] for i, w in (("user:usr_1", "day"), ("user:usr_3", None), ("k", "day"))] == [7, 0, 100]
