@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from gateway.settings import Settings
-from tests.unit.test_env_example import names_of
+from tests.unit.test_env_example import listed, names_of
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -72,9 +72,30 @@ def test_only_what_is_built_reaches_the_builder() -> None:
 def test_compose_has_no_password_of_its_own() -> None:
     for service in compose()["services"].values():
         for name, value in service.get("environment", {}).items():
-            if re.search("PASSWORD|SECRET|DATABASE_URL", name):
+            if value is not None and re.search("PASSWORD|SECRET|DATABASE_URL", name):
                 assert re.search(r"\$\{[A-Z_]+:\?[^}]+\}", value), f"{name} must be required"
                 assert ":-" not in value
+
+
+def test_compose_passes_every_setting_on() -> None:
+    """A line in deploy/.env that did nothing would be believed. Nothing else of that file gets there: it holds others' passwords too."""
+    environment = compose()["services"]["gateway"]["environment"]
+    of_the_image = {"HOST", "PORT", "GATEWAY_HOME"}
+    assert set(environment) == set(listed()) - of_the_image - {"GATEWAY_SECRET_KEY_FILE"}  # the key itself is required
+    assert all(value is None or value.startswith(("${", "postgresql://")) for value in environment.values())
+
+
+def test_commands_beside_the_unit_know_what_the_unit_knows() -> None:
+    """Without the unit's environment a command would look into another database, with another key."""
+    unit = (DEPLOY / "gateway.service").read_text()
+    command = re.search(r"^#   (systemd-run (?:.*\\\n)*.*)", unit, flags=re.M)
+    assert command is not None
+    for setting in ("User", "WorkingDirectory", "EnvironmentFile"):
+        value = re.search(rf"^{setting}=-?(\S+)$", unit, flags=re.M)
+        assert value is not None
+        assert f"--property={setting}=-{value[1]}" in command[1] or f"--property={setting}={value[1]}" in command[1]
+    assert "--property=Environment=GATEWAY_HOME=/var/lib/gateway" in command[1]
+    assert "runuser" not in unit
 
 
 def test_compose_publishes_on_loopback_alone() -> None:
