@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 
-from gateway.keeper.ship import ID_FILE, booked
+from gateway.keeper.ship import ID_FILE
 from gateway.metering.ledger import SUFFIX, sort_lines, writer_is_dead
 from gateway.store import segments
 from gateway.store.engine import Database
@@ -100,7 +100,7 @@ async def _damaged(db: Database, path: Path, known: Segment | None) -> list[Faul
     torn = [number for number, line in enumerate(lines, 1) if not _is_line(line)]
     if torn and (dead or torn != [len(lines)]):
         return [Fault("segment", name, f"The segment {name} has {len(torn)} lines that cannot be read, the first is line {torn[0]}.")]
-    return await missing_or_other(db, normal(booked(sort_lines(whole[:shipped]).values)))
+    return await missing_or_other(db, normal(sort_lines(whole[:shipped]).values))
 
 
 def _written(path: Path) -> bytes:

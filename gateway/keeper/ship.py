@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from gateway.metering.ledger import SUFFIX, Lines, forget_slots, interrupted, read_slots, sort_lines, writer_is_dead
 from gateway.metering.record import FIELDS
 from gateway.store import booking, segments
-from gateway.store.days import COLUMNS, Days
+from gateway.store.days import Days
 from gateway.store.engine import Connection, Database
 from gateway.store.key_uses import Uses
 
@@ -91,7 +91,7 @@ class Shipper:
                 offset = segment.offset + len(data)
                 if lines.values:
                     async with self._booking(lines.values) as conn:
-                        ended += await booking.insert_values(conn, booked(lines.values), name, offset)
+                        ended += await booking.insert_values(conn, lines.values, name, offset)
                     self._uses.note_all(lines.values[_KEY_AT::_WIDTH], lines.values[_STARTED_AT::_WIDTH])
                 self._take(segment, lines)
                 segment.offset = offset
@@ -142,7 +142,7 @@ class Shipper:
         values = [value for begun in segment.begun.values() for value in interrupted(begun, noted)]
         async with self._booking(values) as conn:
             if values:
-                await booking.insert_values(conn, booked(values), name, segment.offset)
+                await booking.insert_values(conn, values, name, segment.offset)
                 self._uses.note_all(values[_KEY_AT::_WIDTH], values[_STARTED_AT::_WIDTH])
             await segments.finish(conn, name)
         segment.path.unlink(missing_ok=True)
@@ -169,15 +169,6 @@ class Shipper:
                 self._id = secrets.token_hex(8)
                 file.write_text(self._id, "ascii")
         return self._id
-
-
-def booked(values: list[Any]) -> list[Any]:
-    """Values of records as rows have them. For the columns that no record has yet: nothing."""
-    missing = len(COLUMNS) - _WIDTH
-    if not missing:
-        return values
-    rows = (values[at : at + _WIDTH] + [None] * missing for at in range(0, len(values), _WIDTH))
-    return [value for row in rows for value in row]
 
 
 def _read(file: BinaryIO, offset: int) -> tuple[bytes, bool]:
