@@ -11,13 +11,15 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
 
 from gateway import native, own_client
+from gateway.cli import run_folder
 from gateway.cli.context import require_current
+from gateway.cli.finding import Finding
 from gateway.cli.options import Json
 from gateway.cli.output import show, show_json
 from gateway.cli.tls import ServerTls, check_upstream_ca
@@ -29,16 +31,6 @@ if TYPE_CHECKING:
 _MIN_FREE_BYTES = 500_000_000
 _MIN_DESCRIPTORS = 4096
 _PROBE_S = 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. `fix` is empty where nothing is wrong."""
-
-    check: str
-    ok: bool
-    message: str
-    fix: str = ""
 
 
 def doctor(as_json: Json = False) -> None:
@@ -64,6 +56,7 @@ def _examine() -> Iterator[Finding]:
     yield Finding("settings", True, "can be read")
     checks: tuple[tuple[str, Callable[[Settings], Iterator[Finding]]], ...] = (
         ("home", _home),
+        ("run folder", lambda settings: run_folder.look(settings.home, settings.run_dir)),
         ("secret key", _secret_key),
         ("database", _store),
         ("tls", _tls),
@@ -115,7 +108,7 @@ async def _look_into_store(settings: Settings) -> list[Finding]:
     db = Database(settings.database)
     try:
         found = [Finding("database", True, "answers and is up to date"), *await _admin(db), *await _signing(db, settings)]
-        return [*found, *await _routes(db, settings)]
+        return [*found, *await _audit(db), *await _routes(db, settings)]
     finally:
         await db.close()
 
@@ -128,6 +121,18 @@ async def _admin(db: Database) -> list[Finding]:
     if first is None:
         return [Finding("admin", False, "there is no enabled admin", "Run `gateway init`.")]
     return [Finding("admin", True, f"{first.email} is one")]
+
+
+async def _audit(db: Database) -> list[Finding]:
+    """Only whether it can go on: to read all of it is for `gateway audit verify`."""
+    from gateway.store.chain import read_head
+    from gateway.store.errors import AuditHeadMissing
+
+    async with db.read() as conn:
+        head = await read_head(conn)
+    if head is None:
+        return [Finding("audit", False, str(AuditHeadMissing()), "Restore a copy of the database: until then nothing can be changed.")]
+    return [Finding("audit", True, f"the log goes on after entry {head.id}")]
 
 
 async def _signing(db: Database, settings: Settings) -> list[Finding]:
