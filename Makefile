@@ -53,12 +53,14 @@ test: install-dev check ## lint, types, import contracts, all tests
 ifdef TEST_ARGS
 	.venv/bin/python -m pytest $(TEST_ARGS)
 else
-	.venv/bin/python -m pytest -n 2 tests/unit tests/wire $(ALONE:%=--ignore=%)
-	.venv/bin/python -m pytest tests/acceptance tests/contract tests/faults tests/live tests/security $(ALONE)
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" $(SLOW_FIRST)
+	.venv/bin/python -m pytest -m alone $(ALONE)
 endif
 
-# Unit tests of times and of ports: they run with the rest, one at a time.
-ALONE = tests/unit/auth/test_turns.py tests/unit/backends/test_outbound.py
+# Folders with few long files before those with many short ones: at the end no process waits long for the other.
+SLOW_FIRST = tests/acceptance tests/security tests/live tests/contract tests/faults tests/wire tests/unit
+# Files with tests that measure times or ports.
+ALONE = $(shell grep -rlE 'mark\.alone' tests --include='test_*.py')
 
 test-guards: install-dev ## takes each guard away in a copy of the tree: its tests must fail there
 	.venv/bin/python -m tests.security.removed

@@ -11,7 +11,6 @@ import os
 import pwd
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import warnings
@@ -25,6 +24,7 @@ import pytest
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
 from gateway.store.migrate import migrate
+from tests.gateway_process import free_port
 
 _SETTINGS = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", "full_page_writes=off", "shared_buffers=32MB")
 
@@ -154,7 +154,7 @@ def _system_server(binaries: Path) -> Iterator[str]:
     """PostgreSQL refuses to run as root: then it runs as `postgres` or `nobody`."""
     user = _unprivileged() if os.geteuid() == 0 else None
     folder = Path(tempfile.mkdtemp(prefix="gateway-postgres-"))
-    data, port = folder / "data", _free_port()
+    data, port = folder / "data", free_port()
     if user is not None:
         shutil.chown(folder, user)
 
@@ -197,9 +197,3 @@ def _wheel_server() -> Iterator[Postgres]:
 def _unprivileged() -> str:
     names = {entry.pw_name for entry in pwd.getpwall()}
     return next(name for name in ("postgres", "nobody") if name in names)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

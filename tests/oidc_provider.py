@@ -14,7 +14,6 @@ import hashlib
 import io
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -26,7 +25,7 @@ from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
 import httpx
 
-from tests.gateway_process import PLAIN
+from tests.gateway_process import PLAIN, free_port
 
 CLIENT_ID, CLIENT_SECRET = "gateway", "s3cret/with+signs&="
 _ROOT = Path(__file__).parents[1]
@@ -50,7 +49,7 @@ class OpenIdProvider:
 
 @contextlib.contextmanager
 def openid_provider(*redirect_urls: str) -> Iterator[OpenIdProvider]:
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-W", "ignore", "-m", "tests.oidc_provider", str(port), *redirect_urls]
     process = subprocess.Popen(command, cwd=_ROOT, env=os.environ | {"PYTHONPATH": str(_ROOT)}, stderr=subprocess.DEVNULL)
     try:
@@ -112,11 +111,6 @@ class Door:
         digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
         challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
         return self._challenges.pop(form.get("code", ""), None) == challenge
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ from tests.acceptance.admin import Admin, admin
 from tests.acceptance.streaming_backend import WORDS, StreamingBackend, streaming_backends
 from tests.gateway_process import Gateway, gateway
 
+pytestmark = pytest.mark.alone
+
 STREAMS = 200
 IN_FORCE_S = 0.05
 PATIENCE = aiohttp.ClientTimeout(total=30)

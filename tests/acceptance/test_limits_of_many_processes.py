@@ -16,6 +16,8 @@ import pytest
 
 from tests.gateway_process import Gateway, gateway
 
+pytestmark = pytest.mark.alone
+
 PATIENCE = aiohttp.ClientTimeout(total=30)
 CONFIG = """
 models:

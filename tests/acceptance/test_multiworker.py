@@ -18,6 +18,8 @@ import pytest
 
 from tests.gateway_process import Gateway, gateway
 
+pytestmark = pytest.mark.alone
+
 IN_FORCE_S = 0.05
 PATIENCE = aiohttp.ClientTimeout(total=20)
 CONFIG = """

@@ -18,6 +18,8 @@ from openai import AsyncOpenAI
 
 from tests.gateway_process import Gateway, gateway
 
+pytestmark = pytest.mark.alone
+
 IN_FORCE_S = 0.05
 REQUESTS, CLIENTS = 4000, 50
 CONFIG = """

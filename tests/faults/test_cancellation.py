@@ -34,6 +34,8 @@ from tests.models import tiny_chat
 from tests.upstream import Script, Seen, Upstream, Wire
 from tests.wire.authority import Authority
 
+pytestmark = pytest.mark.alone
+
 PROMPT_S = 0.1
 WAYS = ("close", "reset")
 

@@ -13,6 +13,8 @@ from tests.faults.scene import CHAT, Scene, scene
 from tests.faults.scripts import ROLE, WORD, frame, silence, stream
 from tests.upstream import Seen, Wire
 
+pytestmark = pytest.mark.alone
+
 PROMPT_S = 0.1
 
 

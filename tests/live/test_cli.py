@@ -38,6 +38,7 @@ def test_exit_codes(home: Path) -> None:
     assert run(home, "keys", "revoke")[0] == 2
 
 
+@pytest.mark.alone
 def test_a_key_is_made_within_a_second(home: Path) -> None:
     took_s = []
     for _ in range(3):

@@ -9,7 +9,6 @@ import json
 import os
 import random
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -25,7 +24,7 @@ import pytest
 from backends.base import Call, Headers
 from backends.errors import BackendError, NotReady
 from backends.local import LocalBackend, LocalModels, LocalSpec, LocalState
-from tests.gateway_process import PLAIN
+from tests.gateway_process import PLAIN, free_port
 from tests.models import pickle_only, tiny_chat, tiny_encoder, without_weights
 
 HELLO = [{"role": "user", "content": "안녕, how do I create a key? 😀"}]
@@ -37,7 +36,7 @@ class Worker:
     """One worker process started as a person would start it."""
 
     def __init__(self, model: Path, log: Path, *options: str) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.log = log
         command = [sys.executable, "-m", "backends.worker", "--model", str(model), "--port", str(self.port), "--threads", "1", *options]
         with log.open("wb") as stream:
@@ -72,12 +71,6 @@ class Worker:
     def stop(self) -> int:
         self.process.terminate()
         return self.process.wait(10)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -185,6 +185,7 @@ async def test_05_retry_after_of_a_busy_backend_passes(status: int) -> None:
         assert (answer.status, answer.headers["retry-after"]) == (503, "7")
 
 
+@pytest.mark.alone
 async def test_05_the_sdk_waits_as_long_as_it_says() -> None:
     async def script(wire: Wire, seen: Seen) -> None:
         if len(s.up.seen) == 1:

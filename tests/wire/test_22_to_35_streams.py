@@ -49,6 +49,7 @@ async def test_22_nothing_comes_behind_it() -> None:
 # 23
 
 
+@pytest.mark.alone
 async def test_23_the_body_ends_at_once_and_the_connection_is_kept() -> None:
     async def lingers(wire: Wire, seen: Seen) -> None:
         await wire.sse_head()
@@ -311,6 +312,7 @@ async def test_33_each_event_goes_on_as_it_comes() -> None:
 # 34
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("when", ["mid-stream", "before the first event", "unstreamed"])
 async def test_34_who_leaves_stops_the_backend(when: str) -> None:
     async def script(wire: Wire, seen: Seen) -> None:

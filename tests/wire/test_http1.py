@@ -212,6 +212,7 @@ async def test_connection_close_is_kept() -> None:
             assert (answer.status, answer.headers["connection"], await client.rest()) == (200, "close", b"")
 
 
+@pytest.mark.alone
 async def test_a_half_closing_client_is_taken_to_have_left() -> None:
     """A FIN cannot be told from leaving: what stops a backend for nobody must stop it here too."""
 

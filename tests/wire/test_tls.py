@@ -288,6 +288,7 @@ def _vanish(client: Client) -> None:
     client.writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("leave", [_close, _reset, _vanish])
 @pytest.mark.parametrize("when", ["mid-stream", "before the first byte", "unstreamed", "mid-answer"])
 async def test_a_client_that_leaves_stops_the_backend(stage: Stage, when: str, leave: Callable[[Client], None]) -> None:
@@ -308,6 +309,7 @@ async def test_a_client_that_leaves_stops_the_backend(stage: Stage, when: str, l
     assert watch.left_s - left_s < GONE_S
 
 
+@pytest.mark.alone
 async def test_a_client_that_leaves_during_the_handshake_with_the_backend(stage: Stage) -> None:
     greeted, left = asyncio.Event(), asyncio.Event()
 
@@ -328,6 +330,7 @@ async def test_a_client_that_leaves_during_the_handshake_with_the_backend(stage:
         await asyncio.wait_for(left.wait(), GONE_S)
 
 
+@pytest.mark.alone
 async def test_half_closing_is_leaving(stage: Stage) -> None:
     """A goodbye of TLS says that nothing more will come; whoever says so mid-answer is taken to have left, as on plain TCP."""
     watch, script = watching(None, stream=False)

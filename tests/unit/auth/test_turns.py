@@ -58,6 +58,8 @@ async def test_another_process_waits_for_its_turn(tmp_path: Path) -> None:
 import sys, asyncio
 from pathlib import Path
 from auth.turns import Turns
+
+pytestmark = pytest.mark.alone
 def work():
     print("held", flush=True); sys.stdin.readline(); print("done", flush=True)
 turns = Turns(Path({str(lock)!r}))

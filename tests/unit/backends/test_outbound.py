@@ -22,6 +22,8 @@ from tests.faults.test_fuzz import CALL, Told
 from tests.name_server import Names
 from tests.upstream import Seen, Upstream, Wire
 
+pytestmark = pytest.mark.alone
+
 
 def run(main: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop | None = None) -> None:
     with asyncio.Runner(loop_factory=(lambda: loop) if loop else uvloop.new_event_loop) as runner:
