@@ -38,6 +38,8 @@ from gateway.keeper.settle import settle
 from gateway.limits.levels import FORM, Levels
 from gateway.limits.shared import SharedLimiter
 from gateway.limits.slots import Slots
+from gateway.metering.backlog import backlog
+from gateway.metering.commit import GroupCommit
 from gateway.metering.exposition import exposition
 from gateway.metering.ledger import SegmentWriter
 from gateway.metering.log import RequestLog
@@ -196,7 +198,10 @@ class Services:
         metrics = make_metrics(CollectorRegistry())
         metrics.build.labels(version("model-gateway")).set(1)
         proxies = parse_networks(settings.trusted_proxies)
-        self.ledger = SegmentWriter(settings.run_dir / "ledger")
+        self.ledger = SegmentWriter(settings.run_dir / "ledger", max_bytes=int(settings.ledger_max_mb * 1e6))
+        self._commit = GroupCommit(self.ledger, settings.ledger_fsync_ms / 1000) if settings.ledger_fsync_ms else None
+        if self._commit is not None:
+            self._commit.start()
         self._limiter = SharedLimiter(Levels(settings.run_dir / f"levels-{FORM}"), self._spending.spent)
         self.relay = Relay(
             authenticator=Authenticator(live, tokens, others),
@@ -428,6 +433,11 @@ class Services:
                 metrics.backend_ready.labels(route.id, target.id).set(target.backend.ready)
                 meter.health(route.id, target.id, health.state(now_s), health.verdict.alive(now_s))
         metrics.log_lines_lost.inc(self.relay.log.take_lost())
+        waiting = backlog(self.settings.run_dir / "ledger")
+        metrics.ledger_waiting.set(waiting.waiting_bytes)
+        metrics.ledger_disk.set(waiting.disk_bytes)
+        metrics.ledger_segments.set(waiting.segments)
+        metrics.ledger_age.set(0 if waiting.oldest_s is None else max(0.0, time.time() - waiting.oldest_s))
 
     def ready(self) -> tuple[bool, dict[str, str]]:
         """Ready once the revision is in force and each local model is ready or failed its first start (at most 60 s)."""
@@ -449,7 +459,11 @@ class Services:
         """After the last request: close the ledger, then the rest."""
         if self._tokenizing is not None:
             self._tokenizing.cancel()
+        for request in list(self.relay.counting):
+            request.hurry()
         self.relay.log.flush()
+        if self._commit is not None:
+            self._commit.stop()
         self.ledger.close()
         self._limiter.close()
         self._tokenizers.close()

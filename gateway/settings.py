@@ -75,6 +75,15 @@ class Settings(BaseSettings):
     max_held_mb: float = Field(
         512, gt=0, validation_alias=_env("GATEWAY_MAX_HELD_MB"), description="bodies in memory, per server process; above: 503"
     )
+    ledger_max_mb: float = Field(
+        4096,
+        ge=0,
+        validation_alias=_env("GATEWAY_LEDGER_MAX_MB"),
+        description="of the ledger on disk while the database is away; beyond: 503 for new requests; 0: what the disk holds",
+    )
+    ledger_fsync_ms: float = Field(
+        0, ge=0, validation_alias=_env("GATEWAY_LEDGER_FSYNC_MS"), description="how often the ledger is forced onto the disk; 0 = never"
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         ("*",), validation_alias=_env("GATEWAY_CORS_ORIGINS", "ALLOWED_ORIGINS"), description="comma-separated; for /v1 only"
     )

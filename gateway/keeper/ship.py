@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gateway.metering.backlog import publish
 from gateway.metering.ledger import SUFFIX, Lines, forget_slots, interrupted, read_slots, sort_lines, writer_is_dead
 from gateway.metering.record import FIELDS
 from gateway.store import booking, segments
@@ -71,6 +72,7 @@ class Shipper:
         for name in names:
             shipped += await self._ship_segment(name)
         await self._settle_dead(names)
+        publish(self._folder, {name: segment.offset for name, segment in self._segments.items()})
         await self._uses.write(self._db)
         return shipped
 

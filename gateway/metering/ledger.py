@@ -12,7 +12,6 @@ The writer holds a lock on its segment as long as it lives: whoever gets that lo
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import mmap
 import os
@@ -138,20 +137,18 @@ class SegmentWriter:
         self._full_until_s = now_s + _LOOK_S
         return True
 
-    def sync(self) -> None:
-        """Bring what is written so far onto the disk: for a thread beside the one that writes, called again and again."""
+    def keep_for_sync(self) -> None:
+        """From now on, segments that are left stay open until `sync` has seen to them."""
         self._syncs = True
+
+    def sync(self) -> None:
+        """Bring what is written so far onto the disk: for a thread beside the one that writes."""
         while self._behind:
             fd = self._behind.pop()
             os.fdatasync(fd)
             os.close(fd)
         for fd in (self._fd, self.progress.fd):
-            with contextlib.suppress(OSError):  # left a moment ago: it is behind now
-                own = os.dup(fd)
-                try:
-                    os.fdatasync(own)
-                finally:
-                    os.close(own)
+            os.fdatasync(fd)
 
     def close(self) -> None:
         """Last act of the process; gives the lock back."""

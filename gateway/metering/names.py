@@ -39,6 +39,10 @@ class Metrics:
     build: Gauge
     revision: Gauge
     log_lines_lost: Counter
+    ledger_waiting: Gauge
+    ledger_disk: Gauge
+    ledger_segments: Gauge
+    ledger_age: Gauge
 
 
 def make_metrics(registry: CollectorRegistry) -> Metrics:
@@ -124,4 +128,23 @@ def make_metrics(registry: CollectorRegistry) -> Metrics:
         ),
         revision=Gauge("gateway_revision", "Id of the revision in force.", registry=registry, multiprocess_mode="livemin"),
         log_lines_lost=Counter("gateway_log_lines_lost", "Log lines that could not be written.", registry=registry),
+        ledger_waiting=Gauge(
+            "gateway_ledger_waiting_bytes",
+            "Bytes of the host's ledger that are not in the database yet.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        ),
+        ledger_disk=Gauge(
+            "gateway_ledger_disk_bytes",
+            "What the host's ledger takes of the disk; GATEWAY_LEDGER_MAX_MB bounds it.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        ),
+        ledger_segments=Gauge("gateway_ledger_segments", "Segments of the host's ledger.", registry=registry, multiprocess_mode="livemax"),
+        ledger_age=Gauge(
+            "gateway_ledger_oldest_seconds",
+            "Age of the oldest request in the host's ledger that is not in the database yet.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        ),
     )

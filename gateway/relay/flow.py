@@ -884,7 +884,8 @@ class Flow:
             return None
         relayed = stream.relayed if stream is not None and stream.events else None
         body = b"" if stream is not None and stream.usage is not None else self._body
-        return Count(tokenizer, operation, body, relayed, answer if answer is not None and operation.generates else b"")
+        words_bytes = stream.words_bytes if stream is not None and relayed is not None else 0
+        return Count(tokenizer, operation, body, relayed, words_bytes, answer if answer is not None and operation.generates else b"")
 
     def _count_beside(self, closing: Closing) -> bool:
         """In a thread; then `_counted`. False: there is no thread any more."""

@@ -67,11 +67,6 @@ class Relayed:
             else:
                 words[place] = [text]
 
-    @property
-    def size_bytes(self) -> int:
-        """About what it takes to count: an event has some 200 bytes beside its words."""
-        return self._chars + self._size_bytes // 8
-
     def texts(self) -> list[str] | None:
         """Each text of the model in one; None where not all was kept."""
         self._read()
@@ -80,13 +75,16 @@ class Relayed:
 
 class Count:
     """What the model's tokenizer is to count of one request. `body`: of the request; empty: its prompt is known. `answer`: a whole one.
+    `words_bytes`: about how much `relayed` comes to.
 
     `run` may run in any thread, once nothing is added any more; then `prompt` and `completion` are what it found, None: it cannot say.
     """
 
     __slots__ = ("_answer", "_body", "_operation", "_relayed", "_tokenizer", "completion", "prompt", "size_bytes")
 
-    def __init__(self, tokenizer: Tokenizer, operation: Operation, body: bytes, relayed: Relayed | None, answer: bytes) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, operation: Operation, body: bytes, relayed: Relayed | None, words_bytes: int, answer: bytes
+    ) -> None:
         self._tokenizer = tokenizer
         self._operation = operation
         self._body = body
@@ -94,7 +92,7 @@ class Count:
         self._answer = answer
         self.prompt: int | None = None
         self.completion: int | None = None
-        self.size_bytes = len(body) + len(answer) + (relayed.size_bytes if relayed is not None else 0)
+        self.size_bytes = len(body) + words_bytes + len(answer)
 
     def run(self) -> None:
         if self._body:

@@ -123,6 +123,11 @@ class EventStream:
         return estimated_tokens(self.events, self.spoken_bytes, self.envelope_bytes)
 
     @property
+    def words_bytes(self) -> int:
+        """About how much the model wrote of that."""
+        return max(0, self.spoken_bytes - self.events * self.envelope_bytes)
+
+    @property
     def reported(self) -> bool:
         """Does the usage cover all that was passed on? (One protocol begins with a report, and some servers make one all the time.)"""
         return self.usage is not None and self.events <= self.usage_at
