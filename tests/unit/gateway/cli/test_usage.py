@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -136,3 +138,38 @@ def test_a_keeper_that_is_stuck_is_said(ready: Gateway, writer: SegmentWriter) -
     asyncio.run(db.close())
     assert typed.json == []
     assert "may be missing" in typed.err
+
+
+def test_usage_in_other_forms_and_with_filters(ready: Gateway, writer: SegmentWriter) -> None:
+    write(writer, record(1, team_id="t1", cached_tokens=3), record(2, key_id="k2", model="n"), record(3, user_id="v", backend=None))
+    assert ready("usage", "--by", "key", "--csv").out.splitlines() == [
+        "key_id,requests,prompt_tokens,completion_tokens,cached_tokens,reasoning_tokens,cost",
+        "k1,2,20,10,3,0,0.000003",
+        "k2,1,10,5,0,0,0.0000015",
+    ]
+    lines = [json.loads(line) for line in ready("usage", "--by", "team", "--format", "jsonl").out.splitlines()]
+    assert [(line["team_id"], line["requests"], line["cached_tokens"]) for line in lines] == [(None, 2, 0), ("t1", 1, 3)]
+    assert [line["backend"] for line in ready("usage", "--by", "backend", "--user", "v", "--json").json] == [None]
+    assert [line["model"] for line in ready("usage", "--by", "model", "--key", "k2", "--json").json] == ["n"]
+    assert [line["revision"] for line in ready("usage", "--by", "version", "--team", "t1", "--model", "m", "--json").json] == [3]
+    assert [line["hour"] for line in ready("usage", "--by", "hour", "--until", "2023-11-15", "--json").json] == ["2023-11-14T22:00:00Z"]
+    assert ready("usage", "--format", "xml").code == 2
+    assert ready("usage", "--since", "1h", "--until", "2h").code == 2
+
+
+def test_verify_says_that_the_books_agree_or_what_does_not(ready: Gateway, writer: SegmentWriter, tmp_path: Path) -> None:
+    write(writer, record(1), record(2))
+    ready("usage")
+    whole = ready("ledger", "verify")
+    assert (whole.code, whole.out.strip()) == (0, "The books agree: 2 rows of 1 days, 1 segments.")
+    with closing(sqlite3.connect(tmp_path / "home" / "gateway.sqlite3")) as conn:
+        conn.execute("UPDATE usage_20231114 SET completion_tokens = 6 WHERE request_id = 'req-2'")
+        conn.commit()
+    broken = ready("ledger", "verify")
+    assert broken.code == 1
+    assert "req-2 (2023-11-14) is not what was booked" in broken.out
+    told = ready("ledger", "verify", "--json")
+    assert told.code == 1
+    assert (told.json["valid"], told.json["rows"], told.json["days"]) == (False, 2, 1)
+    assert {fault["kind"] for fault in told.json["faults"]} == {"row", "rollup"}
+    assert {"kind", "where", "message"} == told.json["faults"][0].keys()

@@ -12,14 +12,16 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect, select
+from sqlalchemy import Connection, inspect, select, text
 
 from auth.principal import Role
-from gateway.store import users
+from gateway.store import requests, segments, users
 from gateway.store.engine import Database
 from gateway.store.errors import DatabaseTooNew, MigrationFailed, StoreUnavailable
 from gateway.store.migrate import SCRIPTS, Migration, head, is_current, migrate
 from gateway.store.tables import metadata
+from gateway.store.usage import Wanted, whole_report
+from gateway.store.verify import days_to_verify, verify_day
 
 _NEXT = """
 import sqlalchemy as sa
@@ -190,3 +192,52 @@ async def test_a_copy_that_cannot_be_made_stops_the_migration(database_url: str,
     assert _folder(database_url) == before
     assert await is_current(database_url)
     assert (await migrate(database_url, newer)).copy is not None
+
+
+async def test_rows_of_usage_move_to_their_days_and_the_books_agree(empty_url: str, tmp_path: Path) -> None:
+    """From 0005 on; with the digests, roll-ups and prices that `ledger verify` asks for."""
+    old = tmp_path / "old"
+    shutil.copytree(SCRIPTS, old, ignore=shutil.ignore_patterns("__pycache__", "r0006_*", "r0007_*", "r0008_*", "r0009_*"))
+    await migrate(empty_url, old)
+    rows = [
+        {
+            "request_id": f"req-{number:05d}", "started_at": 1_772_366_400 + number * 97, "key_id": ("k1", None)[number % 2],
+            "user_id": f"usr_{number % 3}", "model": "chat", "backend": ("b", None)[number % 2], "revision": 1 + number % 2,
+            "operation": "chat", "attempts": 1, "status": 200, "ending": "success", "prompt_tokens": 10, "completion_tokens": 5,
+            "token_source": "backend", "cost_pusd": 7 + number, "duration_ms": 1.5, "ttft_ms": None, "queue_ms": 0, "connect_ms": None,
+            "experiment": "summer" if number % 5 == 0 else None, "arm": "a" if number % 5 == 0 else None, "client_request_id": None,
+        }
+        for number in range(4500)
+    ]  # fmt: skip
+    db = Database(empty_url)
+    columns = list(rows[0])
+    statement = text(f"INSERT INTO usage ({', '.join(columns)}) VALUES ({', '.join(f':{name}' for name in columns)})")
+    async with db.write() as conn:
+        await conn.execute(statement, rows)
+        await conn.execute(text("INSERT INTO teams (id, name, created_at) VALUES ('t1', 'one', 1)"))
+        user = await users.create(conn, "a@localhost", Role.ADMIN, "hash", 1.0)
+        await conn.execute(text("UPDATE users SET id = 'usr_1', team_id = 't1' WHERE id = :id"), {"id": user.id})
+        offsets = [{"name": f"7-ab-00000{number}.seg"} for number in (3,)]
+        await conn.execute(text('INSERT INTO ledger_segments (name, "offset", updated_at) VALUES (:name, 100, 5)'), offsets)
+    await db.close()
+
+    await migrate(empty_url)
+    db = Database(empty_url)
+    there, faults = await days_to_verify(db)
+    assert (len(there), faults) == (6, [])
+    found = [await verify_day(db, day) for day in there]
+    assert [one.faults for one in found] == [[]] * 6
+    assert sum(one.rows for one in found) == 4500
+    async with db.read() as conn:
+        assert {line.group: line.requests for line in await whole_report(conn, "team", Wanted())} == {"": 3000, "t1": 1500}
+        assert [(line.experiment, line.group, line.requests) for line in await whole_report(conn, "arm", Wanted())] == [
+            ("summer", "a", 900)
+        ]
+        (total,) = await whole_report(conn, "model", Wanted())
+        assert total.cost_pusd == sum(one["cost_pusd"] for one in rows)
+        moved = await requests.usage_row(conn, "req-00001")
+        assert moved is not None
+        assert {name: moved[name] for name in columns} == rows[1]
+        assert (moved["team_id"], moved["cached_tokens"], moved["price"]) == ("t1", 0, None)
+        assert [(s.number, s.finished) for s in await segments.all_known(conn)] == [(0, True), (1, True), (2, True), (3, False)]
+    await db.close()
