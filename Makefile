@@ -12,7 +12,7 @@ SOAK_ARGS ?=
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev build serve test check fmt bench bench-peers bench-soak bench-faults bench-fuzz bench-directory bench-login clean test-guards test-security-long bench-propagation
+.PHONY: help install install-dev build serve test check fmt bench bench-peers bench-soak bench-faults bench-fuzz bench-directory bench-books bench-login clean test-guards test-security-long bench-propagation
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -94,6 +94,9 @@ bench-fuzz: install-dev ## 1,000,000 damaged requests, answers, streams and bodi
 
 bench-directory: install-dev ## list, search, create among 10,000 users and 100,000 keys, on SQLite and PostgreSQL
 	.venv/bin/python -m bench.directory --json bench/results/directory.json $(BENCH_ARGS)
+
+bench-books: install-dev ## every report and page among 10,000,000 rows, on SQLite and PostgreSQL, beside relay traffic
+	.venv/bin/python -m bench.books --json bench/results/books.json $(BENCH_ARGS)
 
 bench-propagation: install-dev ## how soon a change of a key is in force on all of four workers, under load
 	.venv/bin/python -m bench.propagation $(BENCH_ARGS)
