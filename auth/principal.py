@@ -53,7 +53,8 @@ class TokenBudget:
 class Limits:
     """None = unlimited. rpm, rpd: requests per minute and per day; tpm, tpd: prompt + completion tokens; concurrency: requests at once.
 
-    `soft`: the percent of a budget from which on answers warn; it refuses nothing.
+    `soft`: the percent of a budget from which on answers warn; it refuses nothing. `since`: when the budgets were last set back, Unix
+    seconds: what was spent before does not count.
     """
 
     rpm: int | None = None
@@ -64,6 +65,7 @@ class Limits:
     tpd: int | None = None
     token_budget: TokenBudget | None = None
     soft: int | None = None
+    since: float | None = None
 
     @property
     def limited(self) -> bool:

@@ -11,6 +11,7 @@ PUSD_PER_USD = 10**12
 MAX_PUSD = 2**63 - 1  # what a BIGINT holds: 9.2 million USD
 MAX_TOKENS = 10**15
 WINDOWS = ("day", "week", "month")
+_RESETS = 62
 _DECIMALS = 12
 _WHOLE = re.compile(r"[0-9]{1,20}", re.ASCII)
 _AMOUNT = re.compile(r"([0-9]{1,12})(?:\.([0-9]+))?", re.ASCII)
@@ -69,6 +70,23 @@ def _parts(text: str) -> tuple[str, str | None]:
     if slash and window not in WINDOWS:
         raise ValueError(f"{window!r} is not a budget window: it is one of {', '.join(WINDOWS)}, or none for ever")
     return amount, window or None
+
+
+def reset_number(since_s: float | None) -> int:
+    """Tells budgets that were set back at this moment from what they were before: 0 = never, else 1 to 62. `next_reset` is never alike."""
+    return 0 if since_s is None else int(since_s * 1000) % _RESETS + 1
+
+
+def next_reset(now_s: float, last_s: float | None) -> float:
+    """The moment at which budgets are set back: now, or a few ms later."""
+    while reset_number(now_s) == reset_number(last_s):
+        now_s += 0.001
+    return now_s
+
+
+def counts_from(window: str | None, now_s: float, since_s: float | None) -> float:
+    """What of the running window counts, Unix seconds: all of it, or what came after the budget was set back."""
+    return max(window_start(window, now_s), since_s or 0.0)
 
 
 def window_start(window: str | None, now_s: float) -> float:

@@ -10,7 +10,7 @@ from typing import Final, Protocol, cast
 from auth.principal import Limited, Limits
 from gateway.errors import Unavailable
 from gateway.limits.base import FREE, Permit, Refusal
-from gateway.limits.budget import MAX_PUSD, window_end
+from gateway.limits.budget import MAX_PUSD, reset_number, window_end
 from gateway.limits.standing import Standing, account_id, standing
 
 # as `levels` counts them
@@ -19,6 +19,7 @@ _WHOSE: Final = ("key", "user", "team", "model")
 _MONEY: Final = 0
 _TOKENS: Final = 1
 _WINDOW_KINDS: Final[dict[str | None, int]] = {None: 1, "day": 2, "week": 3, "month": 4}
+_KINDS_OF_WINDOWS: Final = 4
 _Refused = tuple[int, "float | None", bool, int, bytes]
 _Limit = int | None
 _Limits = tuple[_Limit, _Limit, _Limit, _Limit, _Limit, _Limit, _Limit, _Limit]
@@ -167,7 +168,7 @@ class SharedLimiter:
             self._change(account, now_s)
             for which in (_MONEY, _TOKENS):
                 window = _window_of(limits, which)
-                if window != _window_of(old, which):
+                if window != _window_of(old, which) or limits.since != old.since:
                     self._first_window(account, limit_id, which, window, now_s)
         account.limits = limits
         return account
@@ -191,7 +192,7 @@ class SharedLimiter:
         account.ends_s[which] = math.inf
         if window != _NO_WINDOW:
             account.ends_s[which] = end_s = _end_s(window, now_s)
-            self._levels.window(account.number, which, _WINDOW_KINDS[window], end_s, self._spent(limit_id, window)[which])
+            self._levels.window(account.number, which, _kind(window, account.limits), end_s, self._spent(limit_id, window)[which])
         account.window_end_s = min(account.ends_s)
 
     def _next_windows(self, account: Account, now_s: float) -> None:
@@ -199,7 +200,7 @@ class SharedLimiter:
             window = _window_of(account.limits, which)
             if account.ends_s[which] <= now_s and window != _NO_WINDOW:
                 account.ends_s[which] = end_s = _end_s(window, now_s)
-                self._levels.window(account.number, which, _WINDOW_KINDS[window], end_s, 0)
+                self._levels.window(account.number, which, _kind(window, account.limits), end_s, 0)
         account.window_end_s = min(account.ends_s)
 
 
@@ -214,6 +215,11 @@ def _window_of(limits: Limits, which: int) -> str | None:
     if which == _MONEY:
         return limits.budget.window if limits.budget is not None else _NO_WINDOW
     return limits.token_budget.window if limits.token_budget is not None else _NO_WINDOW
+
+
+def _kind(window: str | None, limits: Limits) -> int:
+    """A budget that was set back is in a window of another kind: what was spent in it is counted anew."""
+    return _WINDOW_KINDS[window] + _KINDS_OF_WINDOWS * reset_number(limits.since)
 
 
 def _end_s(window: str | None, now_s: float) -> float:

@@ -148,7 +148,7 @@ def digest_rows(key_ids: Collection[str] | None = None) -> Select[Any]:
     """What process tables are made of, of these keys or of all.
 
     (digest, its end, owner's role, owner disabled at, owner's team, key id, owner's id, models, scopes, networks, expires at, revoked at,
-    then the five columns of limits).
+    then the columns of limits).
     """
     query = (
         select(api_key_digests.c.digest, api_key_digests.c.expires_at, users.c.role, users.c.disabled_at, users.c.team_id, *_LIVE)

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from auth.address import Networks, parse_networks
 from auth.ports import KeyRecord, UserRecord
 from auth.principal import Limited, Limits, Principal, Role
-from gateway.store import changelog, keys, users
+from gateway.store import changelog, keys, teams, users
 from gateway.store.contact import STALE_S, Contact
 from gateway.store.engine import Database
 from gateway.store.limits import limits_of
@@ -42,6 +42,7 @@ class _News:
 
     entries: list[changelog.ChangeEntry]
     people: dict[str, users.User | None]
+    teams: dict[str, Limits | None]  # None: it is there no more
     key_ids: set[str]
     rows: list[_Row]
     moving: list[str]  # users with more keys than are read at once
@@ -160,10 +161,11 @@ class LiveTables:
         entries = await changelog.after(conn, self.applied, STEP)
         if not entries:
             behind = await changelog.latest(conn) < self.applied
-            return None if behind else _News([], {}, set(), [], [])
+            return None if behind else _News([], {}, {}, set(), [], [])
         key_ids = {entry.entity_id for entry in entries if entry.kind == "key"}
         user_ids = {entry.entity_id for entry in entries if entry.kind == "user"}
         people = {user_id: await users.by_id(conn, user_id) for user_id in user_ids}
+        groups = {entry.entity_id: await teams.limits(conn, entry.entity_id) for entry in entries if entry.kind == "team"}
         named, moving = len(key_ids), []
         for user_id in user_ids:  # a user's role, team and state are part of the records of their keys
             theirs = self._keys_of.get(user_id, set())
@@ -173,10 +175,13 @@ class LiveTables:
                 moving.append(user_id)
         rows = await _rows(conn, key_ids) if key_ids else []
         if spending is not None:
-            await spending.read(conn, _limits_in(rows) | _limits_of_people(people.values()))
-        return _News(entries, people, key_ids, rows, moving)
+            of_teams = {f"team:{team_id}": limits for team_id, limits in groups.items() if limits is not None}
+            await spending.read(conn, _limits_in(rows) | _limits_of_people(people.values()) | of_teams)
+        return _News(entries, people, groups, key_ids, rows, moving)
 
     def _apply(self, news: _News) -> None:
+        for team_id, limits in news.teams.items():
+            self._set_team(team_id, limits)
         for user_id, person in news.people.items():
             self._set_user(user_id, person)
         for user_id in news.moving:
@@ -205,6 +210,8 @@ class LiveTables:
         with self.contact.made():
             async with db.read() as conn:
                 fresh.applied = await changelog.latest(conn)  # before the rest: what changes meanwhile is then read once more
+                for team_id, limits in (await teams.all_limits(conn)).items():
+                    fresh._set_team(team_id, limits)
                 for user in await users.all_enabled(conn):
                     fresh._set_user(user.id, user)  # before their keys, which are counted under them too
                 async for rows in (await conn.stream(keys.digest_rows())).partitions(STEP):
@@ -227,9 +234,12 @@ class LiveTables:
                 callers = (*callers, self._team(user.team_id))
             self._users[user_id] = replace(record, principal=replace(record.principal, callers=callers))
 
-    def set_team_limits(self, team_id: str, limits: Limits) -> None:
+    def _set_team(self, team_id: str, limits: Limits | None) -> None:
         """In force for all of the team at once."""
-        self._team(team_id).limits = limits
+        if limits is None:
+            self._limited.pop(f"team:{team_id}", None)
+        else:
+            self._team(team_id).limits = limits
 
     def _team(self, team_id: str) -> Limited:
         """Every user of a team refers to it, be it limited or not: the records of all of them need not be made again for its limits."""

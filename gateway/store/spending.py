@@ -1,18 +1,32 @@
-"""What keys, users, teams and models have spent of a budget in its running window, as the books said when it was last read."""
+"""What keys, users, teams and models have spent of a budget in its running window, as the books said when it was last read.
+
+A window begins at a UTC midnight, so that whole days are added up; a budget that was set back counts from a moment inside an hour: then the
+rest of that hour is read from its rows, and the rest of that day from sums by the hour. A request belongs to the time at which it began.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth.principal import Limits
-from gateway.limits.budget import window_start
-from gateway.store import usage
+from gateway.limits.budget import counts_from, window_start
+from gateway.store import days
+from gateway.store.days import DAY_S, day_of, day_table
+from gateway.store.rollups import HOUR_S, SPLIT, kind_name
+from gateway.store.tables import api_keys, usage_by_hour, usage_totals
+from gateway.store.usage import used_since
 
 Spent = tuple[int, int]
 """(1e-12 USD, tokens)."""
+Of = Literal["key", "user", "team", "model"]
+_KINDS: tuple[Of, ...] = ("user", "team", "model")
+_CHUNK = 500
+_NOTHING = (0, 0)
 
 
 class Spending:
@@ -25,24 +39,97 @@ class Spending:
     async def read(self, conn: AsyncConnection, limits: Mapping[str, Limits]) -> None:
         """Read again what these (by limit id) have spent, those of them that have budgets."""
         now_s = self._wall()
-        wanted: dict[tuple[str, str | None], float] = {}
-        for limit_id, of in limits.items():
-            for budget in (of.budget, of.token_budget):
-                if budget is not None:
-                    wanted[limit_id, budget.window] = window_start(budget.window, now_s)
-        for window in {window for _, window in wanted}:
-            starts = {limit_id: start_s for (limit_id, of), start_s in wanted.items() if of == window}
-            spent = await _spent(conn, starts)
-            self._known |= {(limit_id, window): (start_s, spent.get(limit_id, (0, 0))) for limit_id, start_s in starts.items()}
+        found = await spent_in_windows(conn, limits, now_s)
+        self._known |= {(i, window): (window_start(window, now_s), spent) for (i, window), spent in found.items()}
 
     def spent(self, limit_id: str, window: str | None) -> Spent:
         """(0, 0) where it is not known, or was read in a window that is over."""
         known = self._known.get((limit_id, window))
-        return known[1] if known is not None and known[0] == window_start(window, self._wall()) else (0, 0)
+        return known[1] if known is not None and known[0] == window_start(window, self._wall()) else _NOTHING
 
 
-async def _spent(conn: AsyncConnection, starts: Mapping[str, float]) -> dict[str, Spent]:
-    keys = {i: start_s for i, start_s in starts.items() if ":" not in i}
-    people = {i.removeprefix("user:"): start_s for i, start_s in starts.items() if i.startswith("user:")}
-    found = {i: (pusd, 0) for i, pusd in (await usage.spent_since(conn, keys)).items()}
-    return found | {f"user:{i}": (pusd, 0) for i, pusd in (await usage.spent_by_logins_since(conn, people)).items()}
+async def spent_in_windows(conn: AsyncConnection, limits: Mapping[str, Limits], now_s: float) -> dict[tuple[str, str | None], Spent]:
+    """By (limit id, window), for each window of a budget that these (by limit id) have: what counts of it until now."""
+    wanted: dict[str | None, dict[str, float]] = {}
+    for limit_id, of in limits.items():
+        for budget in (of.budget, of.token_budget):
+            if budget is not None:
+                wanted.setdefault(budget.window, {})[limit_id] = counts_from(budget.window, now_s, of.since)
+    found: dict[tuple[str, str | None], Spent] = {}
+    for window, starts in wanted.items():
+        spent = await spent_since(conn, starts)
+        found |= {(limit_id, window): spent.get(limit_id, _NOTHING) for limit_id in starts}
+    return found
+
+
+async def spent_since(conn: AsyncConnection, starts: Mapping[str, float]) -> dict[str, Spent]:
+    """By limit id, since its moment (Unix seconds). Who spent nothing may be absent."""
+    by_kind: dict[Of, dict[str, float]] = {}
+    for limit_id, since_s in starts.items():
+        kind, name = _named(limit_id)
+        by_kind.setdefault(kind, {})[name] = since_s
+    found: dict[str, Spent] = {}
+    for kind, since in by_kind.items():
+        head = "" if kind == "key" else f"{kind}:"
+        found |= {head + name: spent for name, spent in (await _spent(conn, kind, since)).items()}
+    return found
+
+
+def _named(limit_id: str) -> tuple[Of, str]:
+    """What it is the limit of: (kind, id)."""
+    for kind in _KINDS:
+        if limit_id.startswith(f"{kind}:"):
+            return kind, limit_id.partition(":")[2]
+    return "key", limit_id
+
+
+async def _spent(conn: AsyncConnection, kind: Of, since: Mapping[str, float]) -> dict[str, Spent]:
+    midnights = {name: -(-at_s // DAY_S) * DAY_S for name, at_s in since.items()}
+    found = {name: (used.cost_pusd, used.tokens) for name, used in (await used_since(conn, kind, midnights)).items()}
+    for at_s in {at_s for at_s in since.values() if at_s % DAY_S}:
+        names = [name for name, start_s in since.items() if start_s == at_s]
+        for start in range(0, len(names), _CHUNK):
+            for name, pusd, tokens in await _rest_of_day(conn, kind, names[start : start + _CHUNK], at_s):
+                before = found.get(name, _NOTHING)
+                found[name] = (before[0] + pusd, before[1] + tokens)
+    return found
+
+
+async def _rest_of_day(conn: AsyncConnection, kind: Of, names: list[str], since_s: float) -> Iterable[tuple[str, int, int]]:
+    """(name, pusd, tokens), several of a name, from this moment to the midnight after it."""
+    hour = int(-(-since_s // HOUR_S)) * HOUR_S
+    if since_s < hour:
+        if await days.existing(conn, since_s, since_s + 1):
+            rows = (await conn.execute(_of_rows(kind, names, since_s, hour))).all()
+            found = [(row[0], int(row[1]), int(row[2])) for row in rows]
+        else:  # the rows are no more: rather the whole hour than none of it
+            hour -= HOUR_S
+            found = []
+    else:
+        found = []
+    midnight = (day_of(since_s) + 1) * DAY_S
+    rows = (await conn.execute(_of_hours(kind, names, hour, midnight))).all()
+    return found + [(row[0], int(row[1]) * SPLIT + int(row[2]), int(row[3]) + int(row[4])) for row in rows]
+
+
+def _of_rows(kind: Of, names: list[str], since_s: float, until_s: float) -> Any:
+    row = day_table(day_of(since_s)).c
+    who: ColumnElement[Any] = row.model if kind == "model" else row[f"{kind}_id"]
+    query = select(who, func.sum(row.cost_pusd), func.sum(row.prompt_tokens + row.completion_tokens))
+    query = query.where(row.started_at >= since_s, row.started_at < until_s, who.in_(names))
+    if kind == "user":  # the index is by key: their keys, and no key
+        query = query.where(or_(row.key_id.is_(None), row.key_id.in_(select(api_keys.c.id).where(api_keys.c.user_id.in_(names)))))
+    return query.group_by(who)
+
+
+def _of_hours(kind: Of, names: list[str], since_s: int, until_s: int) -> Any:
+    who: ColumnElement[Any]
+    if kind in ("key", "user"):
+        hours = usage_by_hour.c
+        who, chosen = hours[f"{kind}_id"], []
+    else:
+        hours = usage_totals.c
+        who, chosen = hours.scope, [hours.step_s == HOUR_S, hours.kind == kind_name(kind, "all")]
+    used = (hours.cost_microusd, hours.cost_rest_pusd, hours.prompt_tokens, hours.completion_tokens)
+    query = select(who, *(func.sum(column) for column in used))
+    return query.where(*chosen, who.in_(names), hours.at >= since_s, hours.at < until_s).group_by(who)

@@ -21,12 +21,31 @@ metadata = MetaData(
     }
 )
 
+
+def _limits() -> list[Column[Any]]:
+    """Null = none. Windows of budgets: day, week, month; null = for ever."""
+    return [
+        Column("rpm", BigInteger),
+        Column("tpm", BigInteger),
+        Column("concurrency", BigInteger),
+        Column("budget_pusd", BigInteger),
+        Column("budget_window", Text),
+        Column("rpd", BigInteger),
+        Column("tpd", BigInteger),
+        Column("token_budget", BigInteger),
+        Column("token_budget_window", Text),
+        Column("soft", Integer),  # percent of a budget from which on it is told of
+        Column("budget_since", Time),  # when the budgets were last set back: what was spent before does not count
+    ]
+
+
 teams = Table(
     "teams",
     metadata,
     Column("id", Text, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
     Column("created_at", Time, nullable=False),
+    *_limits(),  # of all that its users do
 )
 
 users = Table(
@@ -42,11 +61,7 @@ users = Table(
     Column("kind", Text, nullable=False, server_default="person"),  # person, service: a service never logs in
     Column("name", Text),  # to show
     Column("team_id", Text, index=True),  # of at most one team; a manager manages this one
-    Column("rpm", BigInteger),  # limits of what the user does with a login token; keys have their own
-    Column("tpm", BigInteger),
-    Column("concurrency", BigInteger),
-    Column("budget_pusd", BigInteger),
-    Column("budget_window", Text),
+    *_limits(),  # of all that the user does, with any key and login
     Column("last_login_at", Time),
     Column("held", Strings, nullable=False, server_default="[]"),  # what an admin has set, and managers only narrow: limits, disabled
 )
@@ -59,11 +74,7 @@ api_keys = Table(
     Column("name", Text, nullable=False),
     Column("models", Strings, nullable=False),  # globs over route ids
     Column("scopes", Strings, nullable=False),
-    Column("rpm", BigInteger),
-    Column("tpm", BigInteger),
-    Column("concurrency", BigInteger),
-    Column("budget_pusd", BigInteger),
-    Column("budget_window", Text),  # day, week, month; null = for ever
+    *_limits(),
     Column("created_at", Time, nullable=False),
     Column("expires_at", Time),
     Column("revoked_at", Time),
@@ -290,6 +301,24 @@ ledger_segments = Table(
     Column("updated_at", Time, nullable=False),
     Column("folder", Text),  # the id of the folder (that is, of the host) that the file is in
     Column("finished_at", Time),  # wholly shipped, and the file removed; kept so that a gap in a writer's numbers can be seen
+)
+
+# What the keeper tells of budgets, each once. `since`: the start of the window, or when the budget was set back in it; `threshold`: in the
+# unit of `kind` (budget: 1e-12 USD, token_budget: tokens).
+budget_events = Table(
+    "budget_events",
+    metadata,
+    Column("limit_id", Text, primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("type", Text, primary_key=True),  # budget.soft, budget.spent
+    Column("since", Time, primary_key=True, autoincrement=False),
+    Column("threshold", BigInteger, primary_key=True, autoincrement=False),
+    Column("body", Text, nullable=False),  # JSON, as it is sent: every attempt sends the same bytes
+    Column("created_at", Time, nullable=False),
+    Column("forget_at", Time),  # null: never, the window is for ever
+    Column("next_at", Time),  # when it is to be sent, or sent again; null: it was taken
+    Column("attempts", Integer, nullable=False),
+    Index(None, "next_at"),
 )
 
 metric_samples = Table(

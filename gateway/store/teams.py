@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from auth.principal import Limits
+from gateway.store.limits import NAMES as _LIMITS
+from gateway.store.limits import limit_values, limits_of
 from gateway.store.search import holds
 from gateway.store.tables import teams, users
 from gateway.store.users import Kind
 
-_COLUMNS = (teams.c.id, teams.c.name, teams.c.created_at)
+_COLUMNS = (teams.c.id, teams.c.name, teams.c.created_at, *(teams.c[name] for name in _LIMITS))
 
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """`created_at`: Unix seconds."""
+    """`created_at`: Unix seconds. `limits`: of all that its users do."""
 
     id: str
     name: str
     created_at: float
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,12 @@ async def by_id(conn: AsyncConnection, team_id: str) -> Team | None:
     return _team((await conn.execute(select(*_COLUMNS).where(teams.c.id == team_id))).one_or_none())
 
 
+async def limits(conn: AsyncConnection, team_id: str) -> Limits | None:
+    """None: there is no such team."""
+    team = await by_id(conn, team_id)
+    return None if team is None else team.limits
+
+
 async def by_name(conn: AsyncConnection, name: str) -> Team | None:
     """In any case: two teams whose names differ in case alone are taken for one another."""
     same = or_(teams.c.name == name.strip(), func.lower(teams.c.name) == name.strip().lower())  # SQLite lowers ASCII alone
@@ -60,7 +70,7 @@ async def page(conn: AsyncConnection, *, after: str = "", limit: int = 50, searc
         query = query.where(or_(holds(conn, teams.c.name, words), holds(conn, func.lower(teams.c.name), words.lower())))
     if team_id is not None:
         query = query.where(teams.c.id == team_id)
-    return [Team(*row) for row in (await conn.execute(query)).all()]
+    return [_made(row) for row in (await conn.execute(query)).all()]
 
 
 async def names(conn: AsyncConnection, team_ids: Sequence[str | None]) -> dict[str, str]:
@@ -81,6 +91,16 @@ async def heads(conn: AsyncConnection, team_ids: Sequence[str]) -> dict[str, Hea
     return {team_id: Heads(found.get(Kind.PERSON, 0), found.get(Kind.SERVICE, 0)) for team_id, found in counts.items()}
 
 
+async def all_limits(conn: AsyncConnection) -> dict[str, Limits]:
+    """Those of every team, by id."""
+    rows = (await conn.execute(select(teams.c.id, *(teams.c[name] for name in _LIMITS)))).all()
+    return {str(row[0]): limits_of(*row[1:]) for row in rows}
+
+
+async def set_limits(conn: AsyncConnection, team_id: str, limits: Limits) -> None:
+    await conn.execute(update(teams).where(teams.c.id == team_id).values(limit_values(limits)))
+
+
 async def rename(conn: AsyncConnection, team_id: str, name: str) -> None:
     await conn.execute(update(teams).where(teams.c.id == team_id).values(name=name))
 
@@ -91,4 +111,9 @@ async def remove(conn: AsyncConnection, team_id: str) -> None:
 
 
 def _team(row: Any) -> Team | None:
-    return None if row is None else Team(*row)
+    return None if row is None else _made(row)
+
+
+def _made(row: Any) -> Team:
+    team_id, name, created_at, *limits = row
+    return Team(team_id, name, created_at, limits_of(*limits))

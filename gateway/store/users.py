@@ -37,8 +37,8 @@ class Kind(StrEnum):
 class User:
     """One person or service. Times are Unix seconds. The password's hash is never part of it.
 
-    `limits`: of what they do with a login token; keys have their own. `team_id` None: of no team. `held`: what of it an admin has set:
-    names of limits, and "disabled".
+    `limits`: of all that they do, with any key and login; keys have their own besides. `team_id` None: of no team. `held`: what of it
+    an admin has set: names of limits, and "disabled".
     """
 
     id: str

@@ -215,8 +215,8 @@ async def test_rows_of_usage_move_to_their_days_and_the_books_agree(empty_url: s
     async with db.write() as conn:
         await conn.execute(statement, rows)
         await conn.execute(text("INSERT INTO teams (id, name, created_at) VALUES ('t1', 'one', 1)"))
-        user = await users.create(conn, "a@localhost", Role.ADMIN, "hash", 1.0)
-        await conn.execute(text("UPDATE users SET id = 'usr_1', team_id = 't1' WHERE id = :id"), {"id": user.id})
+        named = "INSERT INTO users (id, email, role, token_epoch, created_at, team_id) VALUES ('usr_1', 'a@localhost', 'admin', 0, 1, 't1')"
+        await conn.execute(text(named))
         offsets = [{"name": f"7-ab-00000{number}.seg"} for number in (3,)]
         await conn.execute(text('INSERT INTO ledger_segments (name, "offset", updated_at) VALUES (:name, 100, 5)'), offsets)
     await db.close()
