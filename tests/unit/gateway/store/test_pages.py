@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from auth.principal import Limits, Role
-from gateway.store import key_uses, keys, meta, revisions, samples, secrets, teams, users
+from gateway.store import key_uses, keys, revisions, samples, secrets, teams, users
 from gateway.store.engine import Database
 from gateway.store.errors import SecretUnreadable
 from gateway.store.keys import ApiKey
@@ -115,13 +115,6 @@ async def test_secrets_are_encrypted_and_can_change_their_key(db: Database) -> N
         assert [s.name for s in await secrets.names(conn)] == ["upstream"]
         assert await secrets.remove(conn, "upstream")
         assert not await secrets.remove(conn, "upstream")
-
-
-async def test_the_database_remembers_its_secret_key(db: Database) -> None:
-    async with db.write() as conn:
-        assert await meta.secret_key_matches(conn, KEY_A)
-        assert await meta.secret_key_matches(conn, KEY_A)
-        assert not await meta.secret_key_matches(conn, KEY_B)
 
 
 def test_the_digest_of_a_document_does_not_depend_on_its_order() -> None:
