@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from auth.principal import Limited
+from gateway.errors import GatewayError
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,41 @@ class Permit(Protocol):
         """The request is over and used this much. Frees its slot and gives back what it did not use. Further calls do nothing."""
 
 
+class Waits(Protocol):
+    """Who waits for a decision."""
+
+    def decided(self, decision: Permit | Refusal | GatewayError) -> None:
+        """A permit is the waiting one's from now on. An error: nobody can decide now."""
+
+
+class Pending:
+    """A decision that somebody else takes, a moment later: over several hosts. It comes in any case, and within a bounded time."""
+
+    __slots__ = ("_waits",)
+
+    def __init__(self) -> None:
+        self._waits: Waits | None = None
+
+    def wait(self, waits: Waits) -> None:
+        """Called at once by who asked. `decided` follows, never before this returns."""
+        self._waits = waits
+
+    def forget(self) -> None:
+        """Nobody waits any longer: a permit that comes yet is given back."""
+        self._waits = None
+
+    def decide(self, decision: Permit | Refusal | GatewayError) -> None:
+        waits, self._waits = self._waits, None
+        if waits is not None:
+            waits.decided(decision)
+        elif not isinstance(decision, Refusal) and not isinstance(decision, GatewayError):
+            decision.settle(0, 0)
+
+
 class Limiter(Protocol):
     """Decides in one step over all limits of a request. `callers`: at most four, and there may be none."""
 
-    def reserve(self, callers: tuple[Limited, ...], tokens: int, cost_pusd: int) -> Permit | Refusal:
+    def reserve(self, callers: tuple[Limited, ...], tokens: int, cost_pusd: int) -> Permit | Refusal | Pending:
         """Take one request, `tokens` and `cost_pusd` from all of them at once, or nothing at all."""
 
     def headers(self, callers: tuple[Limited, ...]) -> bytes:
