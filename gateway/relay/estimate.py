@@ -11,7 +11,7 @@ from gateway.wire.multipart import Upload
 if TYPE_CHECKING:
     from auth.principal import Limited
     from gateway.relay.operations import Operation
-    from gateway.routing.table import Prices, Route
+    from gateway.routing.table import Prices, Route, Target
     from gateway.runtime import TokenizerSource
     from gateway.wire.body import Peek
 
@@ -39,9 +39,10 @@ class Reservation:
 
 
 def reservation(
-    operation: Operation, route: Route, peek: Peek, body: bytes, callers: tuple[Limited, ...], tokenizers: TokenizerSource
+    operation: Operation, route: Route, peek: Peek, body: bytes, callers: tuple[Limited, ...], tokenizers: TokenizerSource, at_s: float
 ) -> Reservation:
     """tokens = prompt estimate + choices x output limit; cost = an upper bound, 0 without a price or a budget. `callers`: as limited.
+    `at_s`: whose prices count, Unix seconds; those of the target that would be the dearest.
 
     Only text counts as tokens of a prompt: not the files of a form, nor pictures that stand in its place. What an operation answers without
     a limit that a client could set (pictures, speech, embeddings) is not reserved in tokens; its report is owed afterwards.
@@ -54,7 +55,7 @@ def reservation(
         counted = counted or limits.tpm is not None or limits.tpd is not None or limits.token_budget is not None
         priced = priced or limits.budget is not None
         in_tokens = in_tokens or limits.token_budget is not None
-    prices = route.prices if priced else None
+    prices = _all_prices(route, at_s) if priced else []
     text_bytes = _text_bytes(peek.fields) if operation.raw else len(body)
     prompt = text_bytes // 4
     if counted and len(body) < _EXACT_BELOW_BYTES:
@@ -72,7 +73,7 @@ def reservation(
     if limit is None:
         own = _own_limit(operation, route, peek)
         limit = route.max_output_tokens if own is None else own
-        if own is None and (prices is not None or in_tokens):
+        if own is None and (prices or in_tokens):
             spliced = ((operation.limit, b"%d" % limit),)
     output = min(_choices(operation, peek) * limit, _MOST_TOKENS)
     return Reservation(prompt + output, _bound(prices, text_bytes, output), prompt, spliced)
@@ -124,11 +125,34 @@ def _prompts(prompt: Any) -> int:
     return 1
 
 
-def _bound(prices: Prices | None, prompt_bytes: int, output_tokens: int) -> int:
-    """No prompt has more tokens than UTF-8 bytes; the body has more bytes than its prompt."""
-    if prices is None:
-        return 0
-    return (prompt_bytes + _TEMPLATE_TOKENS) * prices.input_pusd + output_tokens * prices.output_pusd
+def prices_of(route: Route, target: Target | None, at_s: float) -> Prices | None:
+    """What a request that began at `at_s` (Unix seconds) costs at this target."""
+    prices = route.prices if target is None or target.prices is None else target.prices
+    return None if prices is None else prices.at(at_s)
+
+
+def _all_prices(route: Route, at_s: float) -> list[Prices]:
+    """Those of every target that may serve. Where there is none they are the route's."""
+    found: list[Prices] = []
+    targets = [target for target in route.targets if target.weight > 0]
+    for target in targets or (None,):
+        prices = prices_of(route, target, at_s)
+        if prices is not None:
+            found.append(prices)
+    return found
+
+
+def _bound(all_prices: list[Prices], prompt_bytes: int, output_tokens: int) -> int:
+    """No prompt has more tokens than UTF-8 bytes; the body has more bytes than its prompt. All of it may be cached, or none."""
+    bound = 0
+    for prices in all_prices:
+        prompt_pusd = prices.input_pusd
+        if prices.cached_pusd is not None and prices.cached_pusd > prompt_pusd:
+            prompt_pusd = prices.cached_pusd
+        cost = (prompt_bytes + _TEMPLATE_TOKENS) * prompt_pusd + output_tokens * prices.output_pusd
+        if cost > bound:
+            bound = cost
+    return bound
 
 
 def cost_pusd(prices: Prices | None, prompt: int, completion: int, cached: int) -> int:

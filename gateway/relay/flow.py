@@ -53,7 +53,7 @@ from gateway.metering.record import UsageRecord
 from gateway.metering.tried import tried_text
 from gateway.relay import answers
 from gateway.relay.attempt import Attempt
-from gateway.relay.estimate import cost_pusd, reservation
+from gateway.relay.estimate import cost_pusd, prices_of, reservation
 from gateway.relay.operations import check_required
 from gateway.relay.relayed import Count, Relayed
 from gateway.relay.shadow import shadow
@@ -115,6 +115,7 @@ class Flow:
         "_limited",
         "_peek",
         "_permit",
+        "_prices",
         "_principal",
         "_queue_ms",
         "_record",
@@ -125,6 +126,7 @@ class Flow:
         "_slot",
         "_spliced",
         "_started",
+        "_started_at",
         "_status",
         "_target",
         "_targets",
@@ -323,7 +325,8 @@ class Flow:
         relay = self.relay
         if route.limited is not None:
             self._callers = (*self._callers, route.limited)
-        wanted = reservation(self.request.operation, route, peek, body, self._callers, relay.tokenizers)
+        self._started_at = at_s = time.time() - (time.perf_counter() - self._started)
+        wanted = reservation(self.request.operation, route, peek, body, self._callers, relay.tokenizers, at_s)
         if route.fallback is not None:
             wanted = self._dearest(wanted, route, peek, body)
         self._reservation: Reservation = wanted
@@ -341,7 +344,7 @@ class Flow:
             other = relay.table.routes.get(route.fallback) if route.fallback is not None else None
             if other is None:
                 break
-            own = reservation(self.request.operation, other, peek, body, self._callers, relay.tokenizers)
+            own = reservation(self.request.operation, other, peek, body, self._callers, relay.tokenizers, self._started_at)
             wanted = wanted.at_least(own)
             route = other
         return wanted
@@ -350,10 +353,10 @@ class Flow:
         """The request is admitted: BEGIN. From here on it ends in `_settle`."""
         principal, request, relay = self._principal, self.request, self.relay
         assert principal is not None
-        now = time.perf_counter()
+        self._prices = prices_of(route, None, self._started_at)
         record = UsageRecord(
             request_id=request.id,
-            started_at=time.time() - (now - self._started),
+            started_at=self._started_at,
             operation=request.operation.name,
             key_id=principal.key_id,
             user_id=principal.user_id,
@@ -437,7 +440,7 @@ class Flow:
         """What keeps a request to this route within what was reserved for it."""
         peek, relay = self._peek, self.relay
         assert peek is not None
-        return reservation(self.request.operation, route, peek, self._body, self._callers, relay.tokenizers).spliced
+        return reservation(self.request.operation, route, peek, self._body, self._callers, relay.tokenizers, self._started_at).spliced
 
     # 6 exchange
 
@@ -456,6 +459,7 @@ class Flow:
         else:
             route = self._serving
             target = self._targets[self._target]
+            self._prices = prices_of(route, target, self._started_at)
             record.backend = target.id if route is self._route else f"{route.id}/{target.id}"
             peek = self._peek
             assert peek is not None
@@ -479,7 +483,7 @@ class Flow:
             )
             relay.load.enter(target)
             self._trial = target.health.began(time.monotonic()) if target.health.marked else 0
-        prices = self._serving.prices
+        prices = self._prices
         self.progress.attempt(self.place, record.attempts, record.backend, prices.text if prices is not None else None)
         self.attempt = attempt
         self._in_attempt = True
@@ -984,7 +988,7 @@ class Flow:
             record.prompt_tokens = self._reservation.prompt_tokens if prompt is None else prompt
             if self.request.operation.generates:
                 record.completion_tokens = attempt.relayed_tokens if completion is None else completion
-        prices = self._serving.prices
+        prices = self._prices
         record.price = prices.text if prices is not None else None
         record.cost_pusd = cost_pusd(prices, record.prompt_tokens, record.completion_tokens, record.cached_tokens)
 

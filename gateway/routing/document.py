@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
+from gateway.routing.prices import PricesValue
 from gateway.routing.traffic import CanaryEntry, ExperimentEntry, ProbeEntry, RetriesEntry, ShadowEntry, StickyEntry
 from gateway.routing.values import (
     BackendId,
@@ -29,7 +30,6 @@ from gateway.routing.values import (
     Part,
     PolicyName,
     Port,
-    Price,
     Priority,
     Seconds,
     Text,
@@ -68,20 +68,15 @@ class TimeoutsEntry(Part):
     total_s: Seconds | None = None
 
 
-class PricesEntry(Part):
-    """USD per million tokens, decimal strings."""
-
-    input: Price
-    output: Price
-    cached: Price | None = None
-
-
 class _BackendEntry(Part):
+    """`prices`: of what this backend serves, in place of its model's."""
+
     type: str
     id: BackendId | None = None
     model: Text | None = None
     weight: Weight = 1
     priority: Priority = Field(0, exclude_if=absent)
+    prices: PricesValue | None = None
 
 
 class CustomEntry(_BackendEntry):
@@ -136,7 +131,7 @@ class ModelEntry(Part):
     policy: PolicyName = "weighted"
     parameters: Parameters = Field(default_factory=dict, exclude_if=absent)
     timeouts: TimeoutsEntry | None = None
-    prices: PricesEntry | None = None
+    prices: PricesValue | None = None
     max_output_tokens: OutputTokens | None = None
     tokenizer: LocalPath | None = None
     sticky: StickyEntry | None = None

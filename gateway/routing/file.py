@@ -170,6 +170,8 @@ class _Reader:
         except (yaml.constructor.ConstructorError, ValueError):
             self.faults.append(Fault(path, f"the value cannot be read as {node.tag.rsplit(':', 1)[-1]}", line))
             return None
+        if isinstance(value, int | float) and not isinstance(value, bool) and _is_price(path):
+            return str(node.value)  # a price is the digits that it was written with, never a float
         if isinstance(value, bytes):
             self.faults.append(Fault(path, "binary values have no meaning here", line))
         return value if isinstance(value, str | int | float | bool | None) else str(node.value)  # a date is the text it was written as
@@ -192,6 +194,11 @@ class _Reader:
     def _report_unset(self, path: Path, line: int, message: str) -> None:
         self.unset.add(path)
         self.faults.append(Fault(path, message, line))
+
+
+def _is_price(path: Path) -> bool:
+    """Does this lie within the prices of a model or of a backend?"""
+    return path[2:3] == ("prices",) or (path[2:3] == ("backends",) and path[4:5] == ("prices",))
 
 
 def _syntax_fault(error: yaml.MarkedYAMLError, text: str) -> Fault:

@@ -12,12 +12,12 @@ from gateway.routing.agreement import disagreements
 from gateway.routing.document import (
     BACKEND_TYPES,
     ModelEntry,
-    PricesEntry,
     RevisionDocument,
     SecretRef,
     TimeoutsEntry,
 )
 from gateway.routing.faults import DocumentInvalid, Fault, Path, nearest
+from gateway.routing.prices import PRICE_TAGS, DatedPricesEntry, PricesEntry
 from gateway.routing.traffic import ArmEntry, CanaryEntry, ExperimentEntry, ProbeEntry, RetriesEntry, ShadowEntry, StickyEntry
 
 _NESTED: Mapping[str, type[BaseModel]] = {
@@ -82,6 +82,8 @@ def _normal_value(part: type[BaseModel], name: object, value: Any) -> Any:
         return [_normal_keys(item, _backend_part(item)) if isinstance(item, dict) else item for item in value]
     if isinstance(value, dict) and (part, name) == (ExperimentEntry, "arms"):
         return {arm: _normal_keys(item, ArmEntry) if isinstance(item, dict) else item for arm, item in value.items()}
+    if isinstance(value, list) and name == "prices":
+        return [_normal_keys(item, DatedPricesEntry) if isinstance(item, dict) else item for item in value]
     if isinstance(value, dict) and isinstance(name, str) and name in _NESTED:
         return _normal_keys(value, _NESTED[name])
     return value
@@ -108,21 +110,23 @@ def _fault(error: Any) -> Fault:
 
 
 def _clean(loc: tuple[str | int, ...]) -> Path:
-    """Pydantic's path without the names of union members: the step after `backends[n]`, and after a credential."""
+    """Pydantic's path without the names of union members: the step after `backends[n]`, after a credential and after prices."""
     steps: list[str | int] = []
     for position, step in enumerate(loc):
         in_backend = position == 4 and loc[2] == "backends" and step in BACKEND_TYPES
         in_credential = bool(steps) and steps[-1] in ("api_key", "authorization") and step in _TAGS
-        if not (in_backend or in_credential or step == "[key]"):
+        in_prices = bool(steps) and steps[-1] == "prices" and step in PRICE_TAGS
+        if not (in_backend or in_credential or in_prices or step == "[key]"):
             steps.append(step)
     return tuple(steps)
 
 
 def _unknown_key(path: Path, loc: tuple[str | int, ...]) -> str:
     key = str(path[-1])
-    if snake_case(key) != key and snake_case(key) in _part_at(path[:-1], loc).model_fields:
+    known = [field.alias or name for name, field in _part_at(path[:-1], loc).model_fields.items()]
+    if snake_case(key) != key and snake_case(key) in known:
         return f'"{key}" is given a second time, as "{snake_case(key)}"'
-    return f'unknown key "{key}"{nearest(snake_case(key), _part_at(path[:-1], loc).model_fields)}'
+    return f'unknown key "{key}"{nearest(snake_case(key), known)}'
 
 
 def _part_at(path: Path, loc: tuple[str | int, ...]) -> type[BaseModel]:
@@ -131,6 +135,8 @@ def _part_at(path: Path, loc: tuple[str | int, ...]) -> type[BaseModel]:
         return RevisionDocument
     if path[-2] == "arms":
         return ArmEntry
+    if path[-2] == "prices":
+        return DatedPricesEntry
     if isinstance(path[-1], str):
         return _NESTED.get(path[-1], ModelEntry)
     return ModelEntry if len(path) == 2 else BACKEND_TYPES[str(loc[4])]
@@ -146,6 +152,7 @@ _WORDS = {
     "model_type": "must be a mapping",
     "model_attributes_type": "must be a mapping",
     "too_short": "must have at least one entry",
+    "too_long": "must have at most {max_length} entries",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "greater_than_equal": "must be {ge} or more",

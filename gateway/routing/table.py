@@ -10,9 +10,10 @@ from typing import Any
 from auth.principal import Limited
 from backends.base import Backend
 from gateway.routing.choice import policy_of
-from gateway.routing.document import CustomEntry, EchoEntry, LocalEntry, ModelEntry, PricesEntry, RevisionDocument, SecretRef
+from gateway.routing.document import CustomEntry, EchoEntry, LocalEntry, ModelEntry, RevisionDocument, SecretRef
 from gateway.routing.health import Health
 from gateway.routing.policies import Arms, Canary, Experiment, Policy, Shadow
+from gateway.routing.prices import DatedPricesEntry, PricesEntry, entries_of, seconds_of
 from gateway.routing.retries import RATIO, RetryBudget
 
 DEFAULT_MAX_OUTPUT_TOKENS = 1024
@@ -37,7 +38,10 @@ class BackendSpec:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """One backend of one route. `id` is its name in records, metrics and errors, `secret` what no error repeats. Compared by identity."""
+    """One backend of one route. `id` is its name in records, metrics and errors, `secret` what no error repeats. Compared by identity.
+
+    `prices`: its own, which lead to the route's for the time before them; None: the route's.
+    """
 
     id: str
     type: str
@@ -48,6 +52,7 @@ class Target:
     priority: int = 0
     health: Health = field(default_factory=Health, repr=False)
     secret: bytes = field(default=b"", repr=False)
+    prices: Prices | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +69,28 @@ class Timeouts:
 class Prices:
     """1e-12 USD per token, exact. `cached_pusd` None: cached prompt tokens cost what others cost.
 
+    `from_s`: Unix seconds from which on they count; `before`: what counts until then. So the newest prices of a list lead to all others,
+    and in the usual case, where nothing is planned ahead, one comparison finds what counts.
     `text`: the same as records hold it, INPUT/OUTPUT/CACHED in USD per million tokens, CACHED empty where there is none.
     """
 
     input_pusd: int
     output_pusd: int
     cached_pusd: int | None = None
+    from_s: float = 0.0
+    before: Prices | None = field(default=None, compare=False, repr=False)
     text: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         cached = "" if self.cached_pusd is None else _per_million(self.cached_pusd)
         object.__setattr__(self, "text", f"{_per_million(self.input_pusd)}/{_per_million(self.output_pusd)}/{cached}")
+
+    def at(self, at_s: float) -> Prices | None:
+        """What counts at this time (Unix seconds); None: no price yet."""
+        found: Prices | None = self
+        while found is not None and at_s < found.from_s:
+            found = found.before
+        return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +99,7 @@ class Route:
 
     `live`: some target has a weight above zero. `has_local`: one of those is a local model. `fallback`: the route to try when no target of
     this one serves. `arms`: the policy, where it divides users (canary, experiment). `max_attempts`: of one request, the first included.
-    `limited`: the limits of all its callers together.
+    `limited`: the limits of all its callers together. `prices`: of targets without their own.
     """
 
     id: str
@@ -159,7 +175,8 @@ def build_table(
         return health_of(spec, upstream_model)
 
     def route_of(model: ModelEntry) -> Route:
-        targets = tuple(_targets(model, open_backend, secrets, found, watched))
+        prices = _prices(model.prices)
+        targets = tuple(_targets(model, open_backend, secrets, found, watched, prices))
         if not targets:
             found.append(f"model {model.id} has no backend left: its requests get 503, or its fallback")
         policy, retries = policy_of(model, targets), model.retries
@@ -171,7 +188,7 @@ def build_table(
             policy=policy,
             parameters=model.parameters,
             timeouts=_timeouts(model, defaults),
-            prices=_prices(model.prices),
+            prices=prices,
             max_output_tokens=model.max_output_tokens or DEFAULT_MAX_OUTPUT_TOKENS,
             tokenizer=model.tokenizer,
             revision=revision_id,
@@ -200,6 +217,7 @@ def _targets(
     secrets: Mapping[str, str],
     problems: list[str],
     health_of: Callable[[BackendSpec, str], Health],
+    prices: Prices | None,
 ) -> Iterator[Target]:
     for backend_id, entry in zip(model.backend_ids(), model.backends, strict=True):
         try:
@@ -218,6 +236,7 @@ def _targets(
             priority=entry.priority,
             health=health_of(spec, upstream_model),
             secret=_secret_of(spec),
+            prices=_prices(entry.prices, prices) if entry.prices is not None else None,
         )
 
 
@@ -273,11 +292,14 @@ def _timeouts(model: ModelEntry, defaults: Timeouts) -> Timeouts:
     )
 
 
-def _prices(prices: PricesEntry | None) -> Prices | None:
-    if prices is None:
-        return None
-    cached = None if prices.cached is None else _pusd(prices.cached)
-    return Prices(_pusd(prices.input), _pusd(prices.output), cached)
+def _prices(prices: PricesEntry | list[DatedPricesEntry] | None, before: Prices | None = None) -> Prices | None:
+    """The newest, which leads to the others. `before`: what counts until the first of them does."""
+    found = before
+    for moment, entry in entries_of(prices):
+        cached = None if entry.cached is None else _pusd(entry.cached)
+        from_s = 0.0 if moment is None else seconds_of(moment)
+        found = Prices(_pusd(entry.input), _pusd(entry.output), cached, from_s, found if from_s > 0.0 else None)
+    return found
 
 
 def _per_million(pusd: int) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
@@ -8,10 +9,12 @@ import pytest
 from auth.principal import Budget, Limited, Limits, TokenBudget
 from gateway.relay.estimate import Reservation, reservation
 from gateway.relay.operations import ROUTES
-from gateway.routing.table import Prices
-from tests.relay_server import NoTokenizers, route
+from gateway.routing.table import Prices, Target
+from tests.relay_server import NoTokenizers, route, target
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gateway.runtime import TokenizerSource
 
 ALL = {operation.name: operation for operation in ROUTES.values()}
@@ -19,14 +22,16 @@ FORM = b"multipart/form-data; boundary=XyZ"
 LIMITED = Limits(tpm=10**6)
 BUDGET = Limits(budget=Budget(10**12))
 PRICES = Prices(2, 3)
+AT_S = 1_800_000_000.0
 
 
-def wanted(name: str, body: bytes, limits: Limits = LIMITED, content_type: bytes = b"", **more: Any) -> Reservation:
+def wanted(
+    name: str, body: bytes, limits: Limits = LIMITED, content_type: bytes = b"", targets: Sequence[Target] = (), **more: Any
+) -> Reservation:
     operation = ALL[name]
     callers = (Limited("k", Limits(rpm=1)), Limited("user:u", limits))
-    return reservation(
-        operation, route([], **more), operation.read(body, content_type), body, callers, cast("TokenizerSource", NoTokenizers())
-    )
+    asked, tokenizers = operation.read(body, content_type), cast("TokenizerSource", NoTokenizers())
+    return reservation(operation, route(targets, **more), asked, body, callers, tokenizers, AT_S)
 
 
 def sent(**fields: Any) -> bytes:
@@ -104,3 +109,35 @@ def test_a_budget_in_tokens_bounds_the_answer_whatever_it_costs() -> None:
     made = wanted("chat", body, limits, max_output_tokens=50)
     assert parts(made) == (len(body) // 4 + 50, 0, len(body) // 4, (("max_tokens", b"50"),))
     assert wanted("chat", sent(model="m", max_tokens=5), limits).spliced == ()
+
+
+def priced(prices: Prices | None, weight: int = 1) -> Target:
+    return replace(target("http://127.0.0.1:9", weight=weight), prices=prices)
+
+
+def test_what_is_reserved_is_the_price_of_the_dearest_target_that_may_serve() -> None:
+    body = sent(model="m", max_tokens=1000)
+    prompt = len(body) + 64
+    dear_input, dear_output = Prices(1000, 1), Prices(1, 1000)
+    for targets, expected in (
+        ([priced(None)], prompt * 2 + 3000),
+        ([priced(None), priced(dear_output)], prompt + 1_000_000),
+        ([priced(dear_input), priced(Prices(0, 0))], prompt * 1000 + 1000),
+        ([priced(Prices(1, 1))], prompt + 1000),  # no target has the route's price
+        ([priced(None), priced(dear_output, weight=0)], prompt * 2 + 3000),  # drained
+    ):
+        assert wanted("chat", body, BUDGET, targets=targets, prices=PRICES).cost_pusd == expected
+    assert wanted("chat", sent(model="m"), BUDGET, targets=[priced(None), priced(dear_output)]).spliced == (("max_tokens", b"1024"),)
+
+
+def test_what_is_reserved_is_the_price_of_the_time() -> None:
+    body = sent(model="m", max_tokens=1000)
+    planned = Prices(0, 10, None, AT_S + 1, Prices(0, 3, None, AT_S, Prices(0, 1)))
+    assert wanted("chat", body, BUDGET, prices=planned).cost_pusd == 3000
+    assert wanted("chat", body, BUDGET, prices=Prices(0, 10, None, AT_S + 1)).cost_pusd == 0
+
+
+def test_cached_tokens_may_be_the_dearer_ones() -> None:
+    body = sent(model="m", max_tokens=1000)
+    assert wanted("chat", body, BUDGET, prices=Prices(2, 3, 5)).cost_pusd == (len(body) + 64) * 5 + 3000
+    assert wanted("chat", body, BUDGET, prices=Prices(2, 3, 1)).cost_pusd == (len(body) + 64) * 2 + 3000
