@@ -58,7 +58,7 @@ async def apply_revision(
             file_digest=file_digest,
             now_s=step.now_s,
         )
-        await _go_live(step, "apply", revision, live)
+        await go_live(step, "apply", revision, live)
         return revision
 
 
@@ -80,7 +80,7 @@ async def rollback(db: Database, generation: Generation, actor: Actor, revision_
             raise NotFound(f"There is no revision {target_id}.")
         if target.id != live.id:
             await _require_fit(step, target)
-            await _go_live(step, "rollback", target, live.id)
+            await go_live(step, "rollback", target, live.id)
         return target
 
 
@@ -163,7 +163,8 @@ async def _put_secret(step: Change, box: SecretBox, name: str, value: str) -> bo
     return changed
 
 
-async def _go_live(step: Change, action: str, revision: Revision, live: int | None) -> None:
+async def go_live(step: Change, action: str, revision: Revision, live: int | None) -> None:
+    """Move the pointer from `live` to this revision, and write it down. `Conflict` if it stands elsewhere by now."""
     if not await revisions.set_live(step.conn, revision.id, live, step.now_s):
         raise Conflict("Another revision went live meanwhile.")
     before = None if live is None else {"live": live}
