@@ -8,11 +8,12 @@ Raises `Forbidden`, `NotFound`, `Conflict`, `InvalidRequest` (of gateway.errors)
 
 from gateway.changes.actor import Actor
 from gateway.changes.identities import admit_identity, issue_login_code, take_login_code
-from gateway.changes.keys import Grant, IssuedKey, create_key, import_key, revoke_key, rotate_key, update_key
+from gateway.changes.keys import Grant, IssuedKey, create_key, import_key, reset_key_budget, revoke_key, rotate_key, update_key
 from gateway.changes.passwords import PasswordLink, issue_password_link, password_link_user, use_password_link
+from gateway.changes.prices import PricePlan, import_prices, plan_prices
 from gateway.changes.revisions import apply_revision, delete_secret, rollback, set_secret
 from gateway.changes.signing import ensure_signing_key, forget_secrets, reseal_secrets, rotate_signing_key
-from gateway.changes.teams import create_team, delete_team, rename_team
+from gateway.changes.teams import create_team, delete_team, rename_team, reset_team_budget, update_team
 from gateway.changes.users import (
     create_service,
     create_user,
@@ -21,6 +22,7 @@ from gateway.changes.users import (
     ensure_admin,
     may_give_password,
     reset_password,
+    reset_user_budget,
     set_role,
     set_team,
     update_user,
@@ -31,6 +33,7 @@ __all__ = [
     "Grant",
     "IssuedKey",
     "PasswordLink",
+    "PricePlan",
     "admit_identity",
     "apply_revision",
     "create_key",
@@ -45,13 +48,18 @@ __all__ = [
     "ensure_signing_key",
     "forget_secrets",
     "import_key",
+    "import_prices",
     "issue_login_code",
     "issue_password_link",
     "may_give_password",
     "password_link_user",
+    "plan_prices",
     "rename_team",
     "reseal_secrets",
+    "reset_key_budget",
     "reset_password",
+    "reset_team_budget",
+    "reset_user_budget",
     "revoke_key",
     "rollback",
     "rotate_key",
@@ -61,6 +69,7 @@ __all__ = [
     "set_team",
     "take_login_code",
     "update_key",
+    "update_team",
     "update_user",
     "use_password_link",
 ]

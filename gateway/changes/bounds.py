@@ -15,7 +15,7 @@ from gateway.store.users import User
 
 REACH = ("models", "networks", "expires_at")
 """What of a key decides where it opens anything at all."""
-LIMITS = ("rpm", "tpm", "concurrency", "budget")
+LIMITS = ("rpm", "tpm", "rpd", "tpd", "concurrency", "budget", "token_budget", "soft")
 DISABLED = "disabled"
 """Stands beside the limits in `User.held`."""
 _PATTERN = frozenset("*?[")
@@ -64,6 +64,8 @@ def _within(name: str, value: Any, of: Any) -> bool:
         return _all_inside(value, of)
     if name == "budget":  # how a day's compares with a month's nobody can say
         return bool(value.window == of.window and value.amount_pusd <= of.amount_pusd)
+    if name == "token_budget":
+        return bool(value.window == of.window and value.tokens <= of.tokens)
     return bool(value <= of)
 
 

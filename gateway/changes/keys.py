@@ -19,8 +19,9 @@ from auth.keys import digest, looks_like_key, mint
 from auth.principal import SCOPES, Limits
 from gateway.changes.actor import Actor, Change, change
 from gateway.changes.bounds import LIMITS, REACH, bounds_of, held_after, wider
+from gateway.changes.limits import FIELDS as _LIMITS
+from gateway.changes.limits import check_limits, edited, set_back, shown_limits
 from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound
-from gateway.limits.budget import MAX_PUSD, WINDOWS, format_budget
 from gateway.store import keys, users
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
@@ -35,7 +36,6 @@ _MAX_NAME_CHARS = 200
 _MAX_GLOBS = 100
 _MAX_GLOB_CHARS = 200
 _ENTITY = "key"
-_LIMITS = frozenset(LIMITS)
 _WIDER = {
     "models": "The key that you act with is for some models: this one would be for others.",
     "networks": "The key that you act with is for some networks: this one would work outside them.",
@@ -147,8 +147,8 @@ async def rotate_key(db: Database, generation: Generation, actor: Actor, key_id:
 async def update_key(db: Database, generation: Generation, actor: Actor, key_id: str, fields: Mapping[str, Any]) -> ApiKey:
     """Change a key that stays the same key; its text goes on working. Only admins and managers change limits.
 
-    `fields`: any of name, description, scopes, models, networks, expires_at, rpm, tpm, concurrency, budget (a `Budget`); None takes away
-    an expiry or a limit.
+    `fields`: any of name, description, scopes, models, networks, expires_at, rpm, tpm, rpd, tpd, concurrency, budget (a `Budget`),
+    token_budget (a `TokenBudget`), soft; None takes away an expiry or a limit. What was spent of a budget stays spent.
     """
     async with change(db, generation, actor) as step:
         step.require_manager()
@@ -173,9 +173,21 @@ async def update_key(db: Database, generation: Generation, actor: Actor, key_id:
         return after
 
 
+async def reset_key_budget(db: Database, generation: Generation, actor: Actor, key_id: str) -> ApiKey:
+    """What the key has spent so far counts against its budgets no more. Admins only."""
+    async with change(db, generation, actor) as step:
+        step.require_admin()
+        key, _ = await _known(step, key_id)
+        if key.revoked_at is not None:
+            raise Conflict("This key is revoked.")
+        after = replace(key, limits=set_back(key.limits, step.now_s))
+        await keys.update_key(step.conn, after)
+        await step.record("reset_budget", _ENTITY, key_id, shown(key), shown(after))
+        return after
+
+
 def shown(key: ApiKey) -> dict[str, Any]:
     """What the audit trail keeps of a key."""
-    limits = key.limits
     return {
         "name": key.name,
         "description": key.description,
@@ -184,10 +196,7 @@ def shown(key: ApiKey) -> dict[str, Any]:
         "models": list(key.models),
         "scopes": list(key.scopes),
         "networks": list(key.networks),
-        "rpm": limits.rpm,
-        "tpm": limits.tpm,
-        "concurrency": limits.concurrency,
-        "budget": format_budget(limits.budget) if limits.budget else None,
+        **(dict.fromkeys(LIMITS) | shown_limits(key.limits)),
         "expires_at": key.expires_at,
         "held": list(key.held),
         "revoked": key.revoked_at is not None,
@@ -221,7 +230,6 @@ async def _granted(step: Change, key_id: str, grant: Grant) -> ApiKey:
 
 
 def _edited(key: ApiKey, fields: Mapping[str, Any]) -> ApiKey:
-    limits = {name: value for name, value in fields.items() if name in _LIMITS}
     own = {name: value for name, value in fields.items() if name not in _LIMITS}
     for name in ("name", "description"):
         if name in own:
@@ -231,7 +239,7 @@ def _edited(key: ApiKey, fields: Mapping[str, Any]) -> ApiKey:
             own[name] = _unique(own[name])
     if "networks" in own:
         own["networks"] = _networks(own["networks"])
-    return replace(key, limits=replace(key.limits, **limits), **own)
+    return replace(key, limits=edited(key.limits, fields), **own)
 
 
 async def _owner(step: Change, owner_id: str | None) -> User:
@@ -299,7 +307,7 @@ def _networks(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check(key: ApiKey) -> None:
-    name, scopes, models, limits = key.name, key.scopes, key.models, key.limits
+    name, scopes, models = key.name, key.scopes, key.models
     if not name or len(name) > _MAX_NAME_CHARS or not name.isprintable():
         raise InvalidRequest(f"A key needs a name of 1 to {_MAX_NAME_CHARS} printable characters.", param="name")
     if len(key.description) > MAX_DESCRIPTION_CHARS or not key.description.replace("\n", " ").isprintable():
@@ -310,12 +318,7 @@ def _check(key: ApiKey) -> None:
         raise InvalidRequest(f"A key needs 1 to {_MAX_GLOBS} model patterns; * stands for all.", param="models")
     if any(not glob or len(glob) > _MAX_GLOB_CHARS or not glob.isprintable() or glob != glob.strip() for glob in models):
         raise InvalidRequest(f"A model pattern has 1 to {_MAX_GLOB_CHARS} printable characters.", param="models")
-    for field_name in ("rpm", "tpm", "concurrency"):
-        value = getattr(limits, field_name)
-        if value is not None and not 1 <= value <= MAX_PUSD:
-            raise InvalidRequest(f"{field_name} is a whole number of at least 1.", param=field_name)
-    if limits.budget is not None and not (0 <= limits.budget.amount_pusd <= MAX_PUSD and limits.budget.window in (None, *WINDOWS)):
-        raise InvalidRequest("A budget is USD[/day|week|month].", param="budget")
+    check_limits(key.limits)
 
 
 def _unique(items: Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from auth.principal import Limits, Role
 from gateway.changes.actor import MANAGEABLE, Actor, Change, change, rights_of
 from gateway.changes.bounds import DISABLED, bounds_of, held_after, wider
 from gateway.changes.limits import FIELDS as _LIMITS
-from gateway.changes.limits import check_limits, shown_limits
+from gateway.changes.limits import check_limits, edited, set_back, shown_limits
 from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from gateway.store import teams, tokens, users
 from gateway.store.engine import Database
@@ -46,7 +46,7 @@ async def create_user(
 ) -> User:
     """A person. `password_hash`: of `auth.passwords.Passwords.hash`; None: they cannot log in with a password. Only an admin gives one.
 
-    `team`: id or name; None: of no team, or of the team of the manager who acts. `limits`: of what they do with a login token.
+    `team`: id or name; None: of no team, or of the team of the manager who acts. `limits`: of all that they do.
     """
     async with change(db, generation, actor) as step:
         wanted = _grantable(step, role)
@@ -57,17 +57,26 @@ async def create_user(
 
 
 async def create_service(
-    db: Database, generation: Generation, actor: Actor, *, name: str, role: Role | str = Role.MEMBER, team: str | None = None
+    db: Database,
+    generation: Generation,
+    actor: Actor,
+    *,
+    name: str,
+    role: Role | str = Role.MEMBER,
+    team: str | None = None,
+    limits: Limits | None = None,
 ) -> User:
-    """A service account, which holds keys and never logs in. Its address is `name`@service."""
+    """A service account, which holds keys and never logs in. Its address is `name`@service. `limits`: of all its keys together."""
     async with change(db, generation, actor) as step:
         wanted = _grantable(step, role)
         _check_service_role(wanted)
         name = name.strip().lower()
         if _SERVICE.fullmatch(name) is None:
             raise InvalidRequest("A service's name is 1 to 64 letters, digits, dots, dashes and underscores.", param="name")
+        limits = limits or Limits()
+        check_limits(limits)
         team_id = await _team_for(step, team)
-        return await _insert(step, f"{name}@{SERVICE_DOMAIN}", wanted, None, Kind.SERVICE, None, team_id, Limits(), "name")
+        return await _insert(step, f"{name}@{SERVICE_DOMAIN}", wanted, None, Kind.SERVICE, None, team_id, limits, "name")
 
 
 async def ensure_admin(db: Database, generation: Generation, actor: Actor, *, email: str, password_hash: str) -> User | None:
@@ -82,9 +91,10 @@ async def ensure_admin(db: Database, generation: Generation, actor: Actor, *, em
 async def update_user(db: Database, generation: Generation, actor: Actor, user_id: str, fields: Mapping[str, Any]) -> User:
     """Change a user, all of it or nothing.
 
-    `fields`: any of name, role, team (id or name), disabled, rpm, tpm, concurrency, budget (a `Budget`); None takes the name, the team or
-    a limit away. The last enabled admin stays one. Only an admin moves users between teams. A user who is disabled is refused with keys
-    and login tokens from then on; enabled again, their keys work again, and login tokens from before do not.
+    `fields`: any of name, role, team (id or name), disabled, rpm, tpm, rpd, tpd, concurrency, budget (a `Budget`), token_budget (a
+    `TokenBudget`), soft; None takes the name, the team or a limit away. What was spent of a budget stays spent. The last enabled admin
+    stays one. Only an admin moves users between teams. A user who is disabled is refused with keys and login tokens from then on; enabled
+    again, their keys work again, and login tokens from before do not.
     """
     if not fields.keys() <= FIELDS:
         raise InvalidRequest(f"There is no field {sorted(fields.keys() - FIELDS)[0]!r} of a user to change.")
@@ -99,6 +109,15 @@ async def update_user(db: Database, generation: Generation, actor: Actor, user_i
         if "disabled" in fields:
             user = await _set_disabled(step, user, bool(fields["disabled"]))
         return user
+
+
+async def reset_user_budget(db: Database, generation: Generation, actor: Actor, user_id: str) -> User:
+    """What the user has spent so far counts against their budgets no more; those of their keys and team stay as they are. Admins only."""
+    async with change(db, generation, actor) as step:
+        step.require_admin()
+        user = await step.seen(user_id)
+        await users.set_limits(step.conn, user.id, set_back(user.limits, step.now_s), user.held)
+        return await _recorded(step, "reset_budget", user)
 
 
 async def set_role(db: Database, generation: Generation, actor: Actor, user_id: str, role: Role | str) -> User:
@@ -187,8 +206,7 @@ async def _insert(
 
 
 async def _describe(step: Change, user: User, fields: Mapping[str, Any]) -> User:
-    limits = replace(user.limits, **{name: fields[name] for name in _LIMITS & fields.keys()})
-    check_limits(limits)
+    limits = edited(user.limits, fields)
     after = replace(user, name=_name(fields["name"]) if "name" in fields else user.name, limits=limits)
     if step.by_admin:
         after = replace(after, held=held_after(after, fields.keys() & _LIMITS))

@@ -38,10 +38,10 @@ class Heads:
     services: int = 0
 
 
-async def create(conn: AsyncConnection, name: str, now_s: float) -> Team:
+async def create(conn: AsyncConnection, name: str, now_s: float, limits: Limits | None = None) -> Team:
     """The caller has checked that the name is free."""
-    team = Team(f"team_{secrets.token_hex(8)}", name, now_s)
-    await conn.execute(insert(teams).values(id=team.id, name=team.name, created_at=now_s))
+    team = Team(f"team_{secrets.token_hex(8)}", name, now_s, limits or Limits())
+    await conn.execute(insert(teams).values(id=team.id, name=team.name, created_at=now_s, **limit_values(team.limits)))
     return team
 
 
