@@ -29,15 +29,6 @@ from tests.levels import own_levels
 CLI = Actor(None, "cli")
 COUNTS = {"rpm": 1, "tpm": 2, "rpd": 3, "tpd": 4, "concurrency": 5, "soft": 80}
 MANY: dict[str, Any] = {**COUNTS, "budget": Budget(6, "day"), "token_budget": TokenBudget(7, "week")}
-    "rpm": 1,
-    "tpm": 2,
-    "rpd": 3,
-    "tpd": 4,
-    "concurrency": 5,
-    "soft": 80,
-    "budget": Budget(6, "day"),
-    "token_budget": TokenBudget(7, "week"),
-}
 ALL = Limits(**MANY)
 
 
