@@ -35,6 +35,7 @@ from backends.local import LocalBackend, LocalState, PathRefused, locate
 from gateway.api import create_api
 from gateway.changes import Actor, ensure_signing_key
 from gateway.keeper.settle import settle
+from gateway.limits.callers import Callers
 from gateway.limits.levels import FORM, Levels
 from gateway.limits.shared import SharedLimiter
 from gateway.limits.slots import Slots
@@ -50,7 +51,7 @@ from gateway.routing.probes import FILE_NAME as PROBES_FILE
 from gateway.routing.probes import ProbeFile
 from gateway.routing.retries import RetryBudgets
 from gateway.routing.stored import read_stored
-from gateway.routing.table import BackendSpec, RouteTable, Timeouts, build_table
+from gateway.routing.table import BackendSpec, RouteTable, Timeouts, build_table, model_limits
 from gateway.runtime import Control, Relay
 from gateway.store import revisions, signing
 from gateway.store.engine import Database
@@ -67,10 +68,12 @@ from gateway.wire.tokens import Tokenizer, TokenizerFault, Tokenizers
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Mapping
 
     from starlette.types import ASGIApp
 
     from auth.issuers import TrustedIssuers
+    from auth.principal import Limits
     from backends.base import Backend
     from gateway.settings import Settings
 
@@ -187,6 +190,7 @@ class Services:
         self._backends = LiveBackends(self.local_state, verifying(settings.upstream_ca_file), settings.allow_link_local)
         self._tokenizers = RouteTokenizers(settings)
         self._spending = Spending()
+        self._models = Callers()  # those of the routes that are limited
         self._retries = RetryBudgets()
         self._probes = ProbeFile(settings.run_dir / PROBES_FILE)
         self._reload = False  # is a revision in the log that is not in force yet
@@ -272,7 +276,7 @@ class Services:
         services = cls(settings, db, generation, live, box, tokens, _oidc(settings, keys.current), others)
         if others is not None:
             await others.start(ISSUERS_S)
-        await services._read_spending()
+        await services._read_spending({one.limit_id: one.limits for one in live.limited()}, starting=True)
         try:
             await services._load_signing()
         except SecretUnreadable as fault:
@@ -285,12 +289,11 @@ class Services:
         """The control plane."""
         return create_api(self.control)
 
-    async def _read_spending(self) -> None:
-        """What those with a budget have spent, what a process wrote that was killed a moment ago included."""
-        limits = {limited.limit_id: limited.limits for limited in self.live.limited()}
+    async def _read_spending(self, limits: Mapping[str, Limits], *, starting: bool) -> None:
+        """What those with a budget have spent (`starting`: what a process wrote that was killed a moment ago included)."""
         if all(of.budget is None and of.token_budget is None for of in limits.values()):
             return
-        if not await settle(self.db, self.settings.run_dir, SETTLE_S):
+        if starting and not await settle(self.db, self.settings.run_dir, SETTLE_S):
             logger.warning("the ledger is not up to date: budgets may let a little too much through")
         async with self.db.read() as conn:
             await self._spending.read(conn, limits)
@@ -315,6 +318,7 @@ class Services:
         if revision is None:
             return self.relay.table
         s, stored = self.settings, read_stored(revision.document)
+        await self._read_spending(model_limits(stored.document), starting=starting)  # before they are in force
         table = build_table(
             stored.document,
             revision.id,
@@ -325,6 +329,7 @@ class Services:
             lambda spec, upstream_model: self.relay.health.of((spec, upstream_model)),
             self._retries.of,
             (*sealed, *stored.problems),
+            self._models.put,
         )
         self._reload = bool(sealed)
         for problem in table.problems:

@@ -60,10 +60,17 @@ class Keys:
         record = self._records[digest(text)]
         self._records[record.digest] = replace(record, expires_at=at)
 
-    def issue(self, limits: Limits = Limits(), models: tuple[str, ...] = ("*",), scopes: frozenset[str] = frozenset({"inference"})) -> str:  # noqa: B008  # frozen
+    def issue(
+        self,
+        limits: Limits = Limits(),  # noqa: B008  # frozen
+        models: tuple[str, ...] = ("*",),
+        scopes: frozenset[str] = frozenset({"inference"}),
+        others: tuple[Limited, ...] = (),
+    ) -> str:
+        """`others`: what the key is counted under beside itself."""
         key_id, text = mint()
         pattern = Principal.compile_globs(models)
-        callers = (Limited(key_id, limits),) if limits.limited else ()
+        callers = ((Limited(key_id, limits),) if limits.limited else ()) + others
         principal = Principal("u1", Role.MEMBER, scopes, key_id, models, limits, key_id, pattern, callers=callers)
         self._records[digest(text)] = KeyRecord(key_id, digest(text), principal)
         return text

@@ -21,7 +21,9 @@ from gateway.routing.traffic import CanaryEntry, ExperimentEntry, ProbeEntry, Re
 from gateway.routing.values import (
     BackendId,
     BaseUrl,
+    BudgetText,
     HeaderText,
+    Limit,
     LocalPath,
     Milliseconds,
     ModelId,
@@ -32,7 +34,9 @@ from gateway.routing.values import (
     Port,
     Priority,
     Seconds,
+    SoftPercent,
     Text,
+    TokenBudgetText,
     Weight,
     absent,
 )
@@ -66,6 +70,19 @@ class TimeoutsEntry(Part):
     first_byte_s: Seconds | None = None
     idle_s: Seconds | None = None
     total_s: Seconds | None = None
+
+
+class LimitsEntry(Part):
+    """What all callers of a model may use together; absent = unlimited. `soft`: the percent of a budget from which on answers warn."""
+
+    rpm: Limit | None = None
+    rpd: Limit | None = None
+    tpm: Limit | None = None
+    tpd: Limit | None = None
+    concurrency: Limit | None = None
+    budget: BudgetText | None = None
+    token_budget: TokenBudgetText | None = None
+    soft: SoftPercent | None = None
 
 
 class _BackendEntry(Part):
@@ -132,6 +149,7 @@ class ModelEntry(Part):
     parameters: Parameters = Field(default_factory=dict, exclude_if=absent)
     timeouts: TimeoutsEntry | None = None
     prices: PricesValue | None = None
+    limits: LimitsEntry | None = None
     max_output_tokens: OutputTokens | None = None
     tokenizer: LocalPath | None = None
     sticky: StickyEntry | None = None

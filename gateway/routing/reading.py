@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from gateway.routing.agreement import disagreements
 from gateway.routing.document import (
     BACKEND_TYPES,
+    LimitsEntry,
     ModelEntry,
     RevisionDocument,
     SecretRef,
@@ -23,6 +24,7 @@ from gateway.routing.traffic import ArmEntry, CanaryEntry, ExperimentEntry, Prob
 _NESTED: Mapping[str, type[BaseModel]] = {
     "timeouts": TimeoutsEntry,
     "prices": PricesEntry,
+    "limits": LimitsEntry,
     "api_key": SecretRef,
     "authorization": SecretRef,
     "sticky": StickyEntry,

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from auth.principal import Limited
+from auth.principal import Budget, Limited, Limits, TokenBudget
 from backends.base import Backend
 from gateway.routing.choice import policy_of
-from gateway.routing.document import CustomEntry, EchoEntry, LocalEntry, ModelEntry, RevisionDocument, SecretRef
+from gateway.routing.document import CustomEntry, EchoEntry, LimitsEntry, LocalEntry, ModelEntry, RevisionDocument, SecretRef
 from gateway.routing.health import Health
 from gateway.routing.policies import Arms, Canary, Experiment, Policy, Shadow
 from gateway.routing.prices import DatedPricesEntry, PricesEntry, entries_of, seconds_of
@@ -150,6 +150,10 @@ def _fresh_budget(route_id: str, ratio: float) -> RetryBudget:
     return RetryBudget(ratio)
 
 
+def _limited(limit_id: str, limits: Limits) -> Limited | None:
+    return Limited(limit_id, limits) if limits.limited else None
+
+
 def build_table(
     document: RevisionDocument,
     revision_id: int,
@@ -160,12 +164,13 @@ def build_table(
     health_of: Callable[[BackendSpec, str], Health] = _unwatched,
     retries_of: Callable[[str, float], RetryBudget] = _fresh_budget,
     problems: Sequence[str] = (),
+    limited_of: Callable[[str, Limits], Limited | None] = _limited,
 ) -> RouteTable:
     """The table of one revision. `created`: Unix seconds. `secrets`: plain values by name.
 
     `health_of`: by backend and upstream model; `retries_of`: by route id and ratio. Both live over revisions.
     A target whose secret is missing is left out rather than sent without its credential; the others go on serving. `problems`: what was
-    left out of the document before (`routing.stored`).
+    left out of the document before (`routing.stored`). `limited_of`: whoever is counted under this limit id, with these limits from now on.
     """
     found = list(problems)
     named: set[tuple[BackendSpec, str]] = set()
@@ -189,6 +194,7 @@ def build_table(
             parameters=model.parameters,
             timeouts=_timeouts(model, defaults),
             prices=prices,
+            limited=limited_of(f"model:{model.id}", _limits(model.limits)),
             max_output_tokens=model.max_output_tokens or DEFAULT_MAX_OUTPUT_TOKENS,
             tokenizer=model.tokenizer,
             revision=revision_id,
@@ -290,6 +296,24 @@ def _timeouts(model: ModelEntry, defaults: Timeouts) -> Timeouts:
         idle_s=pick(own.idle_s, defaults.idle_s),
         total_s=pick(own.total_s, defaults.total_s),
     )
+
+
+def model_limits(document: RevisionDocument) -> dict[str, Limits]:
+    """Of the models that have any, by limit id."""
+    return {f"model:{model.id}": _limits(model.limits) for model in document.models if model.limits is not None}
+
+
+def _limits(entry: LimitsEntry | None) -> Limits:
+    if entry is None:
+        return Limits()
+    budget = token_budget = None
+    if entry.budget is not None:
+        amount, _, window = entry.budget.partition("/")
+        budget = Budget(int(Decimal(amount).scaleb(12)), window or None)
+    if entry.token_budget is not None:
+        amount, _, window = entry.token_budget.partition("/")
+        token_budget = TokenBudget(int(amount), window or None)
+    return Limits(entry.rpm, entry.tpm, entry.concurrency, budget, entry.rpd, entry.tpd, token_budget, entry.soft)
 
 
 def _prices(prices: PricesEntry | list[DatedPricesEntry] | None, before: Prices | None = None) -> Prices | None:

@@ -23,6 +23,8 @@ _MAX_WEIGHT = 1_000_000
 _AFFINITIES = ("key", "user", "prefix", "header:NAME")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _CREDENTIAL_HEADERS = frozenset({"authorization", "proxy-authorization", "x-api-key", "api-key", "cookie"})
+_USD = re.compile(r"([0-9]{1,6})(?:\.([0-9]{1,12})0*)?")
+WINDOWS = ("day", "week", "month")  # of a budget
 _PROBE_PATH = re.compile(r"[\x21-\x7e]+")
 
 
@@ -70,6 +72,34 @@ def _price(value: object) -> object:
         raise ValueError("must have at most 6 decimals")
     text = f"{amount:f}"
     return text.rstrip("0").rstrip(".") or "0" if "." in text else text
+
+
+def _budget(value: object) -> object:
+    """USD[/day|week|month], exactly, in one form."""
+    words = 'must be USD[/day|week|month], such as "20/month", with at most 12 decimals'
+    amount, window = _windowed(value, words)
+    found = _USD.fullmatch(amount)
+    if found is None:
+        raise ValueError(words)
+    decimals = (found[2] or "").rstrip("0")
+    return str(int(found[1])) + (f".{decimals}" if decimals else "") + window
+
+
+def _token_budget(value: object) -> object:
+    amount, window = _windowed(value, 'must be TOKENS[/day|week|month], such as "1000000/day"')
+    if not re.fullmatch(r"[0-9]{1,15}", amount):
+        raise ValueError('must be TOKENS[/day|week|month], such as "1000000/day"')
+    return f"{int(amount)}{window}"
+
+
+def _windowed(value: object, words: str) -> tuple[str, str]:
+    """(the amount, "" or its window with a slash before it)."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(words)
+    amount, slash, window = str(value).strip().partition("/")
+    if slash and window not in WINDOWS:
+        raise ValueError(f'"{window}" is not a window{nearest(window, WINDOWS)}; there are: {", ".join(WINDOWS)}, or none for ever')
+    return amount, slash + window
 
 
 def _model_id(value: str) -> str:
@@ -166,6 +196,10 @@ Share = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
 Percent = Annotated[float, BeforeValidator(_number), Field(ge=0, le=100)]
 LoadFactor = Annotated[float, BeforeValidator(_number), Field(ge=1, le=100)]
 PrefixBytes = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=65_536)]
+Limit = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=10**15)]
+SoftPercent = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=100)]
+BudgetText = Annotated[str, BeforeValidator(_budget)]
+TokenBudgetText = Annotated[str, BeforeValidator(_token_budget)]
 Attempts = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=10)]
 Copies = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=1000)]
 ProbeSeconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0.1, le=3600)]

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.contract.test_levels import EVERYTHING, FORMS, NONE, NOW_S, account, left, only, spent
+from tests.contract.test_levels import EVERYTHING, FORMS, MONEY, NONE, NOW_S, account, left, only, spent
 
 _TRACE_ME, _CONTINUE, _ONE_STEP = 0, 7, 9  # of ptrace
 _LOCK_AT = 16  # in the file of the form in C: the word of its mutex
@@ -25,6 +25,7 @@ NOT_ALLOWED = "this machine lets nobody trace"
 UNTOUCHED = (0, 0, 0, 0, 0, 600.0, 1000.0, 6000.0, 20_000.0)  # `spent` and `left`
 SWEPT = (0, 0, 400, 0, 40, 599.0, 960.0, 5999.0, 19_960.0)
 SETTLED = (0, 0, 5, 0, 10, 599.0, 990.0, 5999.0, 19_990.0)
+BEGUN = (0, 0, 70, *UNTOUCHED[3:])
 CHANGED = (0, 0, 0, 0, 0, 300.0, 500.0, 3000.0, 10_000.0)
 Numbers = tuple[int, ...]
 Prepare = Callable[[Any, Numbers], Callable[[], object]]
@@ -43,6 +44,10 @@ def change(levels: Any, numbers: Numbers) -> Callable[[], object]:
     return lambda: levels.change(numbers[0], only(300, 500, 3000, 10_000, 3), 0, NOW_S)
 
 
+def window(levels: Any, numbers: Numbers) -> Callable[[], object]:
+    return lambda: levels.window(numbers[0], MONEY, 2, NOW_S, 70)
+
+
 def close(levels: Any, numbers: Numbers) -> Callable[[], object]:
     permit = levels.reserve(numbers, 40, 400, NOW_S)
     return lambda: (levels.close(), permit)
@@ -56,6 +61,7 @@ STEPS: dict[str, tuple[Prepare, tuple[object, ...]]] = {
     "reserve": (reserve, (UNTOUCHED, SWEPT)),
     "settle": (settle, (SWEPT, SETTLED)),
     "change": (change, (UNTOUCHED, CHANGED)),
+    "window": (window, (UNTOUCHED, BEGUN)),
     "close": (close, (SWEPT,)),
     "sweep": (sweep, (SWEPT,)),
 }
@@ -143,7 +149,7 @@ def main() -> None:
         levels.sweep()
         states = [spent(levels, number) + left(levels, number) for number in numbers]
         assert states[0] in allowed, (kills, states)
-        assert states[1:] == ([UNTOUCHED] * 3 if step == "change" else [states[0]] * 3), (kills, states)
+        assert states[1:] == ([UNTOUCHED] * 3 if step in ("change", "window") else [states[0]] * 3), (kills, states)
         permits = [levels.reserve((all_of_them,), 1, 1, NOW_S) for _ in range(8)]
         assert spent(levels, all_of_them)[:4] == (8, 8, 0, 8), kills
         for permit in permits:

@@ -526,7 +526,7 @@ def test_levels_are_attached_once(tmp_path: Path) -> None:
         taken.Levels.__init__(levels, tmp_path / "other")
 
 
-@pytest.mark.parametrize("step", ["reserve", "settle", "change", "close", "sweep"])
+@pytest.mark.parametrize("step", ["reserve", "settle", "change", "window", "close", "sweep"])
 def test_a_process_may_be_killed_at_any_instruction(form: str, step: str, tmp_path: Path) -> None:
     """What it was at is done whole or not at all, and nothing that the others walk through is broken. STRIDE=1 kills at each."""
     command = [sys.executable, "-m", "tests.contract.levels_killed", form, str(tmp_path / "levels"), step, os.environ.get("STRIDE", "41")]

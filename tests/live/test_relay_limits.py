@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from auth.principal import Budget, Limits
+from auth.principal import Budget, Limited, Limits, TokenBudget
 from gateway.routing.table import Prices
 from tests.faults.client import Answer
 from tests.faults.scene import CHAT, Scene, scene
@@ -90,6 +90,43 @@ async def test_a_budget() -> None:
         assert "retry-after" not in answer.headers
     async with scene(well_behaved(), limits=Limits(budget=Budget(10, "day")), fields=prices) as stage:
         assert 0 < int((await stage.chat()).headers["retry-after"]) <= 86_400
+
+
+async def test_a_budget_in_tokens_and_its_warning() -> None:
+    async with scene(well_behaved(), limits=Limits(token_budget=TokenBudget(40, "week"), soft=20)) as stage:
+        answer = await stage.chat(max_tokens=10)
+        assert (answer.status, "x-budget-warning" in answer.headers) == (200, False)
+        record = await stage.record()
+        assert record.prompt_tokens + record.completion_tokens == 10
+        assert (await stage.post(b"[]")).headers["x-budget-warning"] == "key tokens 25%"
+        refused = await stage.chat(max_tokens=31)
+        assert (refused.status, refused.code, refused.headers["x-should-retry"]) == (429, "insufficient_quota", "false")
+        assert refused.json["error"]["message"] == "The token budget of this key is spent."
+        assert 0 < int(refused.headers["retry-after"]) <= 7 * 86_400
+        assert refused.headers["x-budget-warning"] == "key tokens 25%"
+
+
+async def test_everything_that_a_request_is_counted_under() -> None:
+    model, user, team = Limited("model:m", Limits(rpd=4)), Limited("user:u", Limits(rpm=2)), Limited("team:t", Limits(rpm=3, tpd=100_000))
+    async with scene(well_behaved(), limits=Limits(), fields={"limited": model}) as stage:
+        keys = [stage.server.keys.issue(Limits(rpm=50), others=others) for others in ((user, team), (user, team), (team,), ())]
+        answers_seen = []
+        for which in (0, 1, 0, 1, 2, 2, 3, 3):
+            stage.key = keys[which]
+            answers_seen.append(await stage.chat())
+        assert [answer.status for answer in answers_seen] == [200, 200, 429, 429, 200, 429, 200, 429]
+        said = [answer.json["error"]["message"].partition(";")[0] for answer in answers_seen if answer.status == 429]
+        assert said == [
+            "The limit of requests per minute of this user is reached",
+            "The limit of requests per minute of this user is reached",
+            "The limit of requests per minute of this team is reached",
+            "The limit of requests per day of this model is reached",
+        ]
+        assert [answers_seen[which].headers["retry-after"] for which in (2, 5, 7)] == ["30", "20", "21600"]
+        assert [answer.headers["x-ratelimit-limit-requests"] for answer in answers_seen[:2]] == ["2", "2"]
+        assert rate_headers(answers_seen[0]) == REQUESTS | TOKENS
+        stage.key = stage.server.keys.issue()
+        assert (await stage.chat()).status == 429, "one without limits of its own"
 
 
 async def test_the_reserved_limit_is_what_the_backend_is_told() -> None:

@@ -112,6 +112,36 @@ async def test_a_budget_given_to_a_running_key_counts_what_the_window_has_seen(h
         assert not refused(services, key_id, limits, 2 * CENT)
 
 
+async def test_a_models_budget_counts_what_its_window_has_seen(house: House) -> None:
+    def limited(budget: str | None) -> dict[str, Any]:
+        limits = {} if budget is None else {"limits": {"budget": budget}}
+        return {"models": [DOCUMENT["models"][0] | limits]}
+
+    async def put(services: Services, budget: str | None) -> bool:
+        """Is there room for three cents now?"""
+        revision = await apply_revision(house.db, house.generation, CLI, limited(budget))
+        async with asyncio.timeout(5):
+            while services.relay.table.revision < revision.id:
+                await asyncio.sleep(0.005)
+        route = services.relay.table.routes["m"]
+        callers = () if route.limited is None else (route.limited,)
+        decision = services.relay.limiter.reserve(callers, 0, 3 * CENT)
+        if isinstance(decision, Refusal):
+            return False
+        decision.settle(0, 0)
+        return True
+
+    await apply_revision(house.db, house.generation, CLI, limited("0.10/month"))
+    writer = SegmentWriter(house.settings.run_dir / "ledger")
+    writer.end(used("k", 8 * CENT))
+    writer.close()
+    async with serving(house) as services:
+        assert not await put(services, "0.1/month")
+        assert await put(services, "0.11/month")
+        assert await put(services, None)
+        assert not await put(services, "0.10/month"), "taken away and given back"
+
+
 async def test_several_processes_count_together(house: House) -> None:
     limits = Limits(rpm=5, budget=Budget(10 * CENT, "day"))
     async with serving(house) as one, serving(house) as other:

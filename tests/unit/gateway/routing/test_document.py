@@ -29,11 +29,13 @@ def test_spelling_order_and_quoting_do_not_change_the_content() -> None:
     camel = document_with(
         custom(apiKey="k", baseURL="http://10.0.0.5:8000/v1/", base_url=None) | {"weight": "3"},
         maxOutputTokens="7", prices={"input": "0.150", "output": 2}, timeouts={"firstByteS": 30},
+        limits={"rpm": "5", "budget": "020.500/month", "tokenBudget": 1000},
     )  # fmt: skip
     del camel["models"][0]["backends"][0]["base_url"]
     snake = document_with(
         {"weight": 3, "api_key": "k", "type": "custom", "base_url": "HTTP://10.0.0.5:8000/v1"},
         timeouts={"first_byte_s": 30.0}, prices={"output": "2.0", "input": ".15"}, max_output_tokens=7, policy="weighted",
+        limits={"token_budget": "1000", "budget": " 20.5/month", "rpm": 5},
     )  # fmt: skip
     assert canonical(parse_document(camel)) == canonical(parse_document(snake))
 
@@ -70,6 +72,16 @@ def test_the_normal_form_reads_back_as_itself() -> None:
         (None, {"prices": {"input": "-0.1", "output": "1"}}, "models[0].prices.input", "0 or more"),
         (None, {"prices": {"input": "0.1234567", "output": "1"}}, "models[0].prices.input", "6 decimals"),
         (None, {"prices": {"input": "1"}}, "models[0].prices.output", "missing"),
+        (None, {"limits": {"rpm": 0}}, "models[0].limits.rpm", "1 or more"),
+        (None, {"limits": {"rph": 5}}, "models[0].limits.rph", 'did you mean "rp'),
+        (None, {"limits": {"budget": "5/year"}}, "models[0].limits.budget", '"year" is not a window; there are: day, week, month'),
+        (None, {"limits": {"budget": "-5"}}, "models[0].limits.budget", "USD"),
+        (None, {"limits": {"budget": "0.0000000000001"}}, "models[0].limits.budget", "12 decimals"),
+        (None, {"limits": {"budget": "9999999"}}, "models[0].limits.budget", "USD"),
+        (None, {"limits": {"budget": True}}, "models[0].limits.budget", "USD"),
+        (None, {"limits": {"tokenBudget": "1.5/day"}}, "models[0].limits.token_budget", "TOKENS"),
+        (None, {"limits": {"tokenBudget": []}}, "models[0].limits.token_budget", "TOKENS"),
+        (None, {"limits": {"soft": 101}}, "models[0].limits.soft", "at most 100"),
         (None, {"timeouts": {"idle_s": -1}}, "models[0].timeouts.idle_s", "0 or more"),
         (None, {"timeouts": {"idle_s": float("inf")}}, "models[0].timeouts.idle_s", "at most"),
         (None, {"timeouts": {"idle_s": float("nan")}}, "models[0].timeouts.idle_s", "number of seconds"),

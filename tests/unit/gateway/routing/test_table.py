@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from auth.principal import Budget, Limits, TokenBudget
 from backends.base import Backend, Exchange
 from gateway.routing.default import default_document
 from gateway.routing.document import RevisionDocument
@@ -12,7 +13,7 @@ from gateway.routing.health import Health
 from gateway.routing.policies import Canary, Shadow, Weighted
 from gateway.routing.reading import parse_document
 from gateway.routing.retries import RetryBudget
-from gateway.routing.table import BackendSpec, RouteTable, Timeouts, build_table, local_specs
+from gateway.routing.table import BackendSpec, RouteTable, Timeouts, build_table, local_specs, model_limits
 
 from .conftest import assert_within_three_sigma, targets, user
 
@@ -77,6 +78,19 @@ def test_a_route_carries_every_field() -> None:
         ("local-1", "local", "chat", 1, "p"),
         ("echo-1", "echo", "chat", 0, None),
     ]
+
+
+def test_limits_of_a_model() -> None:
+    limits = {"rpm": 1, "rpd": 2, "tpm": 3, "tpd": 4, "concurrency": 5, "budget": "20.5/month", "tokenBudget": "1000/day", "soft": 80}
+    document = parse_document({"models": [model(limits=limits), model(id="free"), model(id="empty", limits={"soft": 5})]})
+    routes = table_of(document)[0].routes
+    limited = routes["chat"].limited
+    assert limited is not None
+    wanted = Limits(1, 3, 5, Budget(205 * 10**11, "month"), 2, 4, TokenBudget(1000, "day"), 80)
+    assert (limited.limit_id, limited.limits) == ("model:chat", wanted)
+    assert (routes["free"].limited, routes["empty"].limited) == (None, None)
+    assert model_limits(document)["model:chat"] == wanted
+    assert parse_document(document.as_dict()) == document
 
 
 def test_defaults_where_the_document_says_nothing() -> None:

@@ -86,6 +86,38 @@ async def test_records_are_prebuilt(db: Database, admin: User, issued: IssuedKey
     )
 
 
+def counted(principal: Principal) -> dict[str, Limits]:
+    return {one.limit_id: one.limits for one in principal.callers}
+
+
+async def test_all_that_a_request_is_counted_under(db: Database, generation: Generation, admin: User, issued: IssuedKey) -> None:
+    live = await LiveTables.load(db)
+    login = live.user_by_id(admin.id)
+    assert login is not None
+    assert (list(counted(principal_of(live, issued))), login.principal.callers) == ([issued.id], ())
+    team = await changes.create_team(db, generation, CLI, name="search")
+    await changes.set_team(db, generation, CLI, admin.id, team.id)
+    await changes.update_user(db, generation, CLI, admin.id, {"rpm": 7})
+    free = await changes.create_key(db, generation, CLI, name="free")
+    await live.catch_up(db)
+    (own, user, of_team), login = principal_of(live, issued).callers, live.user_by_id(admin.id)
+    assert login is not None
+    assert [one.limit_id for one in (own, user, of_team)] == [issued.id, f"user:{admin.id}", f"team:{team.id}"]
+    assert principal_of(live, free).callers == login.principal.callers == (user, of_team)
+    assert (user.limits, of_team.limits) == (Limits(rpm=7), Limits())
+    await changes.update_user(db, generation, CLI, admin.id, {"rpm": 6})
+    await changes.update_key(db, generation, CLI, issued.id, {"budget": None, "rpm": None, "tpm": None, "concurrency": None})
+    await live.catch_up(db)
+    assert principal_of(live, issued).callers == (own, user, of_team), "each there once, whatever it is limited to"
+    assert (own.limits, user.limits, of_team.limits) == (Limits(), Limits(rpm=6), Limits())
+    assert set(live.limited()) == {own, user, of_team}
+    await changes.set_team(db, generation, CLI, admin.id, None)
+    await changes.revoke_key(db, generation, CLI, issued.id)
+    await live.catch_up(db)
+    assert counted(principal_of(live, free)) == {user.limit_id: Limits(rpm=6)}
+    assert own not in set(live.limited())
+
+
 async def test_a_new_key_is_found_after_catching_up(db: Database, generation: Generation, admin: User) -> None:
     live = await LiveTables.load(db)
     assert live.applied == generation.change
@@ -316,6 +348,17 @@ class TestOwnersOfManyKeys:
             assert {r.principal.limits for r in found if r} == {Limits(budget=Budget(5))}
             await live.catch_up(db)
         assert not live.unfinished
+
+    async def test_limits_of_their_owner_hold_at_once(self, db: Database, generation: Generation, owner: User, texts: list[str]) -> None:
+        live = await LiveTables.load(db)
+        await changes.update_user(db, generation, CLI, owner.id, {"rpm": 7})
+        await live.catch_up(db)
+        assert live.unfinished
+        found = [live.key_by_digest(digest(text)) for text in texts]
+        assert {tuple(one.limits for one in r.principal.callers) for r in found if r} == {(Limits(budget=Budget(5)), Limits(rpm=7))}
+        assert len({id(r.principal.callers[1]) for r in found if r}) == 1
+        await finished(live, db)
+        assert {len(r.principal.callers) for text in texts if (r := live.key_by_digest(digest(text)))} == {2}
 
     async def test_a_key_revoked_meanwhile_does_not_wait_and_does_not_come_back(
         self, db: Database, generation: Generation, owner: User, texts: list[str]
