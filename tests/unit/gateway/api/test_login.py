@@ -6,17 +6,22 @@ import asyncio
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
+from auth.login import Login
 from auth.principal import Role
 from auth.throttle import customer
+from auth.tokens import AccessTokens
 from auth.turns import MAX_BEHIND
+from gateway.api import create_api
 from gateway.api.login import COOKIE, LOGIN_RATES
 from gateway.limits.edge import MAX_KEYS, AddressLimits, Memory
 from gateway.store import login_addresses, trail, users
+from gateway.store.logins import Accounts, RefreshTokens
 from tests.unit.gateway.api.conftest import PASSWORD, Plane
 
 ADMIN = {"email": "admin@example.com", "password": PASSWORD}
@@ -42,6 +47,19 @@ async def test_login_me_refresh_logout(anyone: httpx.AsyncClient) -> None:
     assert response.status_code == 401
     assert list(response.json()) == ["detail"]
     assert (await anyone.post("/auth/logout", json={"refresh_token": "unknown"})).status_code == 204
+
+
+async def test_nobody_logs_in_while_no_key_can_sign_and_no_refresh_token_is_spent(plane: Plane, anyone: httpx.AsyncClient) -> None:
+    pair = (await anyone.post("/auth/login", json=ADMIN)).json()
+    db = plane.control.db
+    away = Login(Accounts(db), RefreshTokens(db), plane.control.passwords, AccessTokens(()))
+    transport = httpx.ASGITransport(create_api(replace(plane.control, login=away)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        for path, body in (("/auth/login", ADMIN), ("/auth/refresh", {"refresh_token": pair["refresh_token"]})):
+            response = await client.post(path, json=body)
+            assert (response.status_code, response.headers["retry-after"]) == (503, "30")
+            assert "cannot be opened" in response.json()["detail"]
+    assert (await anyone.post("/auth/refresh", json={"refresh_token": pair["refresh_token"]})).status_code == 200
 
 
 async def test_a_refresh_token_used_twice_ends_the_login(anyone: httpx.AsyncClient) -> None:
