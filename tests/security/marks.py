@@ -7,7 +7,7 @@ import random
 import re
 import string
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 _CORE_CHARS = 20
@@ -46,14 +46,18 @@ class Marks:
 
     def found_in(self, data: bytes, allowed: Iterable[str] = ()) -> list[str]:
         """`name (encoding)` of every secret in `data` but those allowed."""
-        skipped, begins, found = set(allowed), self._by_start, set()
-        # one pass over the data, however many secrets there are
-        for at in range(len(data) - _MIN_CHARS + 1):
-            if (start := data[at : at + _MIN_CHARS]) in begins:
-                found |= {
-                    f"{name} ({encoding})" for name, encoding, form in begins[start] if name not in skipped and data.startswith(form, at)
-                }
+        skipped, found = set(allowed), set()
+        for piece in data.split(b"\0" * 64):  # files of shared memory are tens of megabytes of nothing
+            for name, encoding, form, at in self._begun(piece):
+                if name not in skipped and piece.startswith(form, at):
+                    found.add(f"{name} ({encoding})")
         return sorted(found)
+
+    def _begun(self, data: bytes) -> Iterator[tuple[str, str, bytes, int]]:
+        """(name, encoding, form, where) of all whose beginning is in `data`: one pass over it, however many secrets there are."""
+        for at in range(len(data) - _MIN_CHARS + 1):
+            for name, encoding, form in self._by_start.get(data[at : at + _MIN_CHARS], ()):
+                yield name, encoding, form, at
 
 
 def forms(core: bytes) -> list[tuple[str, bytes]]:

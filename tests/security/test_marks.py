@@ -15,7 +15,7 @@ from tests.security.marks import Marks, shapes_in
 from tests.server_logs import faults_in
 
 
-@pytest.mark.parametrize("around", [("", ""), ("a", "b"), ("ab", "cde"), ('"\\ é ', "\n\x00"), ("비밀 ", " %&=")])
+@pytest.mark.parametrize("around", [("", ""), ("a", "b"), ("ab", "cde"), ('"\\ é ', "\n\x00"), ("비밀 ", " %&="), ("\0" * 100, "\0" * 100)])
 def test_a_secret_is_found_however_it_is_written(around: tuple[str, str]) -> None:
     marks = Marks()
     secret = marks.make("it", *around)
