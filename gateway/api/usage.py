@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+import orjson
 from fastapi import Depends, FastAPI, Query, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field
 
 from gateway.api.context import Caller, TheControl
@@ -130,7 +131,6 @@ def add_routes(app: FastAPI) -> None:
     options: dict[str, Any] = {
         "methods": ["GET"],
         "response_model": UsageReport,
-        "response_model_exclude_unset": True,
         "responses": {200: {"content": content}},
         "tags": ["usage"],
     }
@@ -174,9 +174,9 @@ async def _answer(control: Control, by: By, asked: Asked, wanted: Wanted | None)
     lines, following = await page(asked.after)
     if asked.format == "json":
         start, end = moment(asked.since_s), moment_or_none(asked.until_s)
-        return UsageReport(
-            object="list", by=by, since=start, until=end, data=[UsageOut(**fields(by, line)) for line in lines], next=following
-        )
+        report = {"object": "list", "by": by, "since": start, "until": end, "data": [fields(by, line) for line in lines], "next": following}
+        # not through the model: a thousand lines would hold up the loop, and with it what is relayed, for ten milliseconds
+        return Response(orjson.dumps(report, option=orjson.OPT_UTC_Z), media_type="application/json")
     headers = {"content-disposition": f'attachment; filename="usage-by-{by}.{asked.format}"'}
     return StreamingResponse(_written(by, asked.format, lines, following, page), media_type=_TYPES[asked.format], headers=headers)
 
