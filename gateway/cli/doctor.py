@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _MIN_FREE_BYTES = 500_000_000
 _MIN_DESCRIPTORS = 4096
 _PROBE_S = 3.0
+_WAITING_S = 60.0  # the ledger is shipped every second: what waits longer than this waits for something
 
 
 def doctor(as_json: Json = False) -> None:
@@ -62,6 +63,7 @@ def _examine() -> Iterator[Finding]:
         ("tls", _tls),
         ("port", _port),
         ("disk", _disk),
+        ("ledger", _ledger),
         ("descriptors", _descriptors),
         ("data plane", _data_plane),
     )
@@ -252,6 +254,24 @@ def _disk(settings: Settings) -> Iterator[Finding]:
         yield Finding("disk", False, message, "Make room: without it requests are refused, because they cannot be accounted for.")
     else:
         yield Finding("disk", True, message)
+
+
+def _ledger(settings: Settings) -> Iterator[Finding]:
+    """What is on disk and not in the database yet, and how much room there is for more."""
+    from gateway.metering.backlog import backlog
+
+    found = backlog(settings.run_dir / "ledger")
+    bound = f" of {settings.ledger_max_mb:,.0f}" if settings.ledger_max_mb else ""
+    waits_s = 0.0 if found.oldest_s is None else max(0.0, time.time() - found.oldest_s)
+    said = f"{found.disk_bytes / 1e6:,.0f}{bound} MB in {found.segments} segments, {found.waiting_bytes / 1e6:,.1f} MB not in the database"
+    if settings.ledger_max_mb and found.disk_bytes > 0.8 * settings.ledger_max_mb * 1e6:
+        how = "See that the database answers and a keeper runs, or raise GATEWAY_LEDGER_MAX_MB; when it is full, requests are refused."
+        yield Finding("ledger", False, f"is nearly full: {said}", how)
+    elif found.waiting_bytes and waits_s > _WAITING_S:
+        how = "See that the database answers and a server with its keeper runs; `gateway usage` ships what waits too."
+        yield Finding("ledger", False, f"waits for {waits_s:,.0f} s: {said}", how)
+    else:
+        yield Finding("ledger", True, said)
 
 
 def _descriptors(settings: Settings) -> Iterator[Finding]:

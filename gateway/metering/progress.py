@@ -40,7 +40,7 @@ _PLAIN_EVENT_BYTES: Final = 16  # an event that carries more words than this on 
 class Progress:
     """The slots of one writer. `path`: its file, which must not be there yet; None: memory that goes with the process."""
 
-    __slots__ = ("_bytes", "_fd", "_free", "_memory", "_size", "_words")
+    __slots__ = ("_fd", "_free", "_memory", "_size", "_words")
 
     def __init__(self, path: Path | None = None) -> None:
         self._fd = -1
@@ -76,8 +76,7 @@ class Progress:
 
     def _map_again(self, memory: mmap.mmap) -> None:
         self._memory = memory
-        self._bytes = memoryview(memory)
-        self._words = self._bytes.cast("q")
+        self._words = memoryview(memory).cast("q")
 
     @property
     def fd(self) -> int:
@@ -93,8 +92,7 @@ class Progress:
                 raise LedgerFull("The gateway cannot write its ledger now; try again later.", retry_after_s=10) from None
         slot = self._free.pop()
         at = slot * _SLOT_BYTES
-        self._bytes[at : at + _SLOT_BYTES] = _EMPTY
-        self._bytes[at : at + 8] = request_id[-8:].encode().rjust(8)[-8:]
+        self._memory[at : at + _SLOT_BYTES] = _mark(request_id) + _EMPTY
         return slot
 
     def give_back(self, slot: int) -> None:
@@ -113,7 +111,7 @@ class Progress:
 
     def _put(self, at: int, text: str, end: int) -> None:
         data = text.encode()[: end - at - 1] + b"\0"
-        self._bytes[at : at + len(data)] = data
+        self._memory[at : at + len(data)] = data
 
     def sent(self, slot: int) -> None:
         """The attempt may have reached its backend."""
@@ -148,7 +146,6 @@ class Progress:
     def close(self) -> None:
         """Last act of the process. The file stays: whoever ships the ledger removes it."""
         self._words.release()
-        self._bytes.release()
         self._memory.close()
         if self._fd >= 0:
             os.close(self._fd)
@@ -178,7 +175,7 @@ class Reached:
 def reached(data: bytes, slot: int, request_id: str) -> Reached | None:
     """What `data` (all of a file of slots) says of a request; None if its slot is not there, or is another's."""
     found = data[slot * _SLOT_BYTES : (slot + 1) * _SLOT_BYTES] if slot >= 0 else b""
-    if len(found) < _SLOT_BYTES or found[:8] != request_id[-8:].encode().rjust(8)[-8:]:
+    if len(found) < _SLOT_BYTES or found[:8] != _mark(request_id):
         return None
     return Reached(found)
 
@@ -193,4 +190,10 @@ def _text(data: bytes) -> str | None:
     return data.partition(b"\0")[0].decode("utf-8", "replace") or None
 
 
-_EMPTY: Final = b"\0" * 48 + b"\xff" * 8 + b"\0" * (_SLOT_BYTES - 56)
+def _mark(request_id: str) -> bytes:
+    """The end of an id, which is what tells the requests of a process apart."""
+    mark = request_id[-8:].encode()
+    return mark if len(mark) == 8 else mark.rjust(8)[-8:]
+
+
+_EMPTY: Final = b"\0" * 40 + b"\xff" * 8 + b"\0" * (_SLOT_BYTES - 56)

@@ -57,7 +57,7 @@ from gateway.relay.estimate import cost_pusd, prices_of, reservation
 from gateway.relay.operations import check_required
 from gateway.relay.relayed import Count, Relayed
 from gateway.relay.shadow import shadow
-from gateway.relay.tokenize import AT_ONCE_BYTES, TokenizeExchange
+from gateway.relay.tokenize import TokenizeExchange
 from gateway.routing.health import REST_S
 from gateway.routing.policies.affinity import value_of
 from gateway.wire import heads
@@ -81,6 +81,7 @@ logger = structlog.get_logger(__name__)
 _NO_CREDENTIAL = "No valid API key was given. Send it as 'Authorization: Bearer YOUR_KEY'."
 _STORE_AWAY = "The gateway cannot look up this credential now, for its database does not answer; try again shortly."
 _LATE_S = 1.0  # after this a credential is judged again though nothing changed: what ends by itself (a key, a token) may have ended
+_COUNTED_AT_ONCE_BYTES = 2048  # of words: encoding takes about 0.3 ms per KB, and many clients may leave at the same time
 _MOST_FALLBACKS = 4  # of one request: a chain of models longer than this is a mistake
 
 
@@ -866,13 +867,17 @@ class Flow:
         if self.over:
             return
         self.over = True
-        count = self._uncounted(ending, last if lines is not None and ending == "success" else None)
-        if count is not None and not count.size_bytes > AT_ONCE_BYTES:
-            count.run()
-        elif count is not None:
-            if ending != "shutdown" and self._count_beside(Closing(ending, outcome, last, lines, count)):
-                return
-            count = None
+        count: Count | None = None
+        if ending != "shutdown":
+            try:
+                count = self._uncounted(ending, last if lines is not None and ending == "success" else None)
+                if count is not None and count.size_bytes <= _COUNTED_AT_ONCE_BYTES:
+                    count.run()
+                elif count is not None and self._count_beside(Closing(ending, outcome, last, lines, count)):
+                    return
+            except Exception:  # whatever it is, the request must be booked
+                logger.exception("tokens could not be counted", request_id=self.request.id)
+                count = None
         self._close(ending, outcome, last, lines, count)
 
     def _uncounted(self, ending: str, answer: bytes | None) -> Count | None:

@@ -17,7 +17,7 @@ from auth.principal import Budget, Limited, Limits
 from gateway.app import LOST_WORD_S, Services
 from gateway.changes import Actor, apply_revision, create_key, ensure_admin, revoke_key, rotate_signing_key, update_key
 from gateway.limits.base import Refusal
-from gateway.metering.ledger import SegmentWriter
+from gateway.metering.ledger import SEGMENT_BYTES, SegmentWriter
 from gateway.metering.record import UsageRecord
 from gateway.settings import Settings
 from gateway.store import booking, secrets
@@ -246,3 +246,16 @@ async def test_nothing_looks_at_what_is_closed(house: House) -> None:
         await asyncio.sleep(0.05)
     await asyncio.sleep(0.05)
     assert said == []
+
+
+async def test_what_waits_in_the_ledger_is_in_the_metrics(house: House) -> None:
+    house.settings = house.settings.model_copy(update={"ledger_fsync_ms": 1.0})
+    async with serving(house) as services:
+        services.ledger.begin(replace(used("k", 0, "req-9"), started_at=time.time() - 60), 1, 1)
+        services._observe()
+        text = services.control.metrics_text().decode()
+        figures = dict(line.split() for line in text.splitlines() if line.startswith("gateway_ledger_"))
+        assert figures["gateway_ledger_segments"] == "1.0"
+        assert float(figures["gateway_ledger_waiting_bytes"]) > 50
+        assert float(figures["gateway_ledger_disk_bytes"]) == SEGMENT_BYTES
+        assert 60 <= float(figures["gateway_ledger_oldest_seconds"]) < 90
