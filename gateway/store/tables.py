@@ -289,7 +289,7 @@ usage_of_each = Table(
     Column("at", BigInteger, primary_key=True, autoincrement=False),
     Column("team_id", Text, primary_key=True),
     *_used(),
-    Index(None, "kind", "scope", "team_id", "name"),
+    Index(None, "kind", "scope", "team_id", "name", "at"),
     sqlite_with_rowid=False,
 )
 

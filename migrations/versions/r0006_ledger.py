@@ -81,7 +81,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("kind", "scope", "name", "at", "team_id", name=op.f("pk_usage_of_each")),
         sqlite_with_rowid=False,
     )
-    op.create_index(op.f("ix_usage_of_each_kind_scope_team_id_name"), "usage_of_each", ["kind", "scope", "team_id", "name"])
+    columns = ["kind", "scope", "team_id", "name", "at"]
+    op.create_index(op.f(f"ix_usage_of_each_{'_'.join(columns)}"), "usage_of_each", columns)
     op.add_column("ledger_segments", sa.Column("folder", sa.Text(), nullable=True))
     op.add_column("ledger_segments", sa.Column("finished_at", sa.Double(), nullable=True))
     _name_finished_segments(bind)
