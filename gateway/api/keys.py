@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -11,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from auth.existing import MAX_CHARS, MIN_CHARS
 from gateway.api.context import By, TheControl, in_force
-from gateway.api.limits import LimitsIn, LimitsOut, budget_of, no_defaults
+from gateway.api.limits import LimitsIn, LimitsOut, no_defaults
 from gateway.api.limits import shown as shown_limits
 from gateway.api.moments import after as moment_after
 from gateway.api.moments import moment, moment_or_none
 from gateway.api.paging import NO_NUL, After, Limit, Page, cut
 from gateway.api.reach import TheReach
-from gateway.changes import Grant, create_key, import_key, revoke_key, rotate_key, update_key
+from gateway.changes import Grant, create_key, import_key, reset_key_budget, revoke_key, rotate_key, update_key
 from gateway.changes.keys import MAX_DESCRIPTION_CHARS, MAX_GRACE_S, MAX_NETWORKS, IssuedKey
 from gateway.errors import InvalidRequest, NotFound
 from gateway.store import keys, users
@@ -139,9 +140,9 @@ async def get_key(control: TheControl, reach: TheReach, key_id: KeyId) -> KeyOut
     """One key."""
     async with control.db.read() as conn:
         found = await keys.listed(conn, key_id)
-    if found is None or not (reach.team_id is None or (reach.team_id and found.team_id == reach.team_id)):
-        raise NotFound("There is no such key.")
-    return shown(found)
+        if found is None or not (reach.team_id is None or (reach.team_id and found.team_id == reach.team_id)):
+            raise NotFound("There is no such key.")
+        return (await shown(conn, [found]))[0]
 
 
 async def add_key(control: TheControl, by: By, body: KeyIn) -> KeyIssued:
@@ -173,9 +174,7 @@ async def take_key(control: TheControl, by: By, body: KeyImportIn) -> KeyOut:
 
 async def change_key(control: TheControl, by: By, key_id: KeyId, body: KeyChange) -> KeyOut:
     """Change a key's name, description, scopes, models, networks, limits or expiry. Its text goes on working; running requests finish."""
-    fields: dict[str, Any] = body.model_dump(exclude_unset=True)
-    if "budget" in fields:
-        fields["budget"] = budget_of(body.budget)
+    fields = body.fields()
     if "expires" in fields:
         del fields["expires"]
         fields["expires_at"] = _expiry(body.expires)
@@ -187,6 +186,13 @@ async def change_key(control: TheControl, by: By, key_id: KeyId, body: KeyChange
 async def revoke(control: TheControl, by: By, key_id: KeyId) -> KeyOut:
     """Refuse this key from now on. Running requests finish."""
     await revoke_key(control.db, control.generation, by, key_id)
+    await in_force(control)
+    return await _read(control, key_id)
+
+
+async def reset_budget(control: TheControl, by: By, key_id: KeyId) -> KeyOut:
+    """What this key has spent so far counts against its budgets no more, in all processes at once."""
+    await reset_key_budget(control.db, control.generation, by, key_id)
     await in_force(control)
     return await _read(control, key_id)
 
@@ -209,6 +215,7 @@ def add_routes(app: FastAPI) -> None:
     app.add_api_route("/admin/keys/{key_id}", change_key, methods=["PATCH"], response_model=KeyOut, tags=tags)
     app.add_api_route("/admin/keys/{key_id}/revoke", revoke, methods=["POST"], response_model=KeyOut, tags=tags)
     app.add_api_route("/admin/keys/{key_id}/rotate", rotate, methods=["POST"], response_model=KeyIssued, tags=tags)
+    app.add_api_route("/admin/keys/{key_id}/budget/reset", reset_budget, methods=["POST"], response_model=KeyOut, tags=tags)
 
 
 async def page_of(conn: Connection, after: str, limit: int, **chosen: Any) -> Page[KeyOut]:
@@ -217,7 +224,7 @@ async def page_of(conn: Connection, after: str, limit: int, **chosen: Any) -> Pa
     if after and (last is None or not _among(last, **chosen)):
         raise InvalidRequest("There is no such page.", param="after")
     page, more = cut(await keys.page(conn, after=None if last is None else last.key, limit=limit + 1, **chosen), limit)
-    return Page(data=[shown(found) for found in page], next=page[-1].key.id if more else None)
+    return Page(data=await shown(conn, page), next=page[-1].key.id if more else None)
 
 
 def _among(found: ListedKey, *, user_id: str = "", team_id: str | None = None, **_: Any) -> bool:
@@ -229,8 +236,8 @@ async def _read(control: TheControl, key_id: str) -> KeyOut:
     """A key that was just changed."""
     async with control.db.read() as conn:
         found = await keys.listed(conn, key_id)
-    assert found is not None  # keys are never removed
-    return shown(found)
+        assert found is not None  # keys are never removed
+        return (await shown(conn, [found]))[0]
 
 
 async def _grant(control: TheControl, body: KeyIn) -> Grant:
@@ -265,7 +272,12 @@ def issued_out(issued: IssuedKey) -> KeyIssued:
     )
 
 
-def shown(found: ListedKey) -> KeyOut:
+async def shown(conn: Connection, found: Sequence[ListedKey]) -> list[KeyOut]:
+    limits = await shown_limits(conn, {one.key.id: one.key.limits for one in found})
+    return [_out(one, limits[one.key.id]) for one in found]
+
+
+def _out(found: ListedKey, limits: dict[str, Any]) -> KeyOut:
     key = found.key
     expired = key.expires_at is not None and key.expires_at <= time.time()
     return KeyOut(
@@ -286,5 +298,5 @@ def shown(found: ListedKey) -> KeyOut:
         expires_at=moment_or_none(key.expires_at),
         revoked_at=moment_or_none(key.revoked_at),
         last_used_at=moment_or_none(found.last_used_at),
-        **shown_limits(key.limits),
+        **limits,
     )

@@ -1,4 +1,4 @@
-"""`/admin/teams`. Admins make, rename and delete them; a manager sees the own one."""
+"""`/admin/teams`. Admins make, change and delete them; a manager sees the own one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from gateway.api.context import By, TheControl, in_force
+from gateway.api.limits import LimitsIn, LimitsOut, no_defaults
+from gateway.api.limits import shown as shown_limits
 from gateway.api.moments import moment
 from gateway.api.paging import NO_NUL, After, Limit, Page, cut
 from gateway.api.reach import TheReach
-from gateway.changes import create_team, delete_team, rename_team
+from gateway.changes import create_team, delete_team, reset_team_budget, update_team
 from gateway.errors import InvalidRequest, NotFound
 from gateway.runtime import Control
 from gateway.store import teams
@@ -24,8 +26,8 @@ TeamId = Annotated[str, Path(max_length=100, pattern=NO_NUL, examples=["team_4c1
 _NOBODY = Heads()
 
 
-class TeamOut(BaseModel):
-    """`people` and `services`: how many are of it, disabled ones too."""
+class TeamOut(LimitsOut):
+    """`people` and `services`: how many are of it, disabled ones too. The limits are of all of them together."""
 
     id: str = Field(examples=["team_4c1a7be09f2d5566"])
     name: str = Field(examples=["research"])
@@ -34,10 +36,23 @@ class TeamOut(BaseModel):
     created_at: datetime
 
 
-class TeamIn(BaseModel):
+class TeamIn(LimitsIn):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1, max_length=100, examples=["research"])
+
+
+def _change_schema(schema: dict[str, Any]) -> None:
+    no_defaults(schema)
+    schema["examples"] = [{"name": "research"}, {"rpm": 600, "budget": "500/month", "soft": 80}, {"token_budget": None}]
+
+
+class TeamChange(LimitsIn):
+    """What is absent stays as it is; null takes a limit away."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_change_schema)
+
+    name: str = Field("unchanged", min_length=1, max_length=100)
 
 
 async def list_teams(
@@ -70,12 +85,17 @@ async def get_team(control: TheControl, reach: TheReach, team_id: TeamId) -> Tea
 
 async def add_team(control: TheControl, by: By, body: TeamIn) -> TeamOut:
     """Create a team."""
-    return await _in_force(control, await create_team(control.db, control.generation, by, name=body.name))
+    return await _in_force(control, await create_team(control.db, control.generation, by, name=body.name, limits=body.limits()))
 
 
-async def change_team(control: TheControl, by: By, team_id: TeamId, body: TeamIn) -> TeamOut:
-    """Give a team another name."""
-    return await _in_force(control, await rename_team(control.db, control.generation, by, team_id, body.name))
+async def change_team(control: TheControl, by: By, team_id: TeamId, body: TeamChange) -> TeamOut:
+    """Give a team another name, or limits of all that its users do."""
+    return await _in_force(control, await update_team(control.db, control.generation, by, team_id, body.fields()))
+
+
+async def reset_budget(control: TheControl, by: By, team_id: TeamId) -> TeamOut:
+    """What this team has spent so far counts against its budgets no more; those of its users and keys stay as they are."""
+    return await _in_force(control, await reset_team_budget(control.db, control.generation, by, team_id))
 
 
 async def drop_team(control: TheControl, by: By, team_id: TeamId) -> None:
@@ -91,6 +111,7 @@ def add_routes(app: FastAPI) -> None:
     app.add_api_route("/admin/teams/{team_id}", get_team, methods=["GET"], response_model=TeamOut, tags=tags)
     app.add_api_route("/admin/teams/{team_id}", change_team, methods=["PATCH"], response_model=TeamOut, tags=tags)
     app.add_api_route("/admin/teams/{team_id}", drop_team, methods=["DELETE"], status_code=204, tags=tags)
+    app.add_api_route("/admin/teams/{team_id}/budget/reset", reset_budget, methods=["POST"], response_model=TeamOut, tags=tags)
 
 
 async def _in_force(control: Control, team: Team) -> TeamOut:
@@ -101,8 +122,9 @@ async def _in_force(control: Control, team: Team) -> TeamOut:
 
 async def _shown(conn: Connection, found: Sequence[Team]) -> list[TeamOut]:
     heads = await teams.heads(conn, [team.id for team in found])
-    return [_out(team, heads.get(team.id, _NOBODY)) for team in found]
+    limits = await shown_limits(conn, {f"team:{team.id}": team.limits for team in found})
+    return [_out(team, heads.get(team.id, _NOBODY), limits[f"team:{team.id}"]) for team in found]
 
 
-def _out(team: Team, heads: Heads) -> TeamOut:
-    return TeamOut(id=team.id, name=team.name, people=heads.people, services=heads.services, created_at=moment(team.created_at))
+def _out(team: Team, heads: Heads, limits: dict[str, Any]) -> TeamOut:
+    return TeamOut(id=team.id, name=team.name, people=heads.people, services=heads.services, created_at=moment(team.created_at), **limits)

@@ -13,12 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from auth.passwords import MIN_CHARS
 from auth.principal import Role
 from gateway.api.context import By, TheControl, in_force
-from gateway.api.limits import LimitsIn, LimitsOut, budget_of, no_defaults
+from gateway.api.limits import LimitsIn, LimitsOut, no_defaults
 from gateway.api.limits import shown as shown_limits
 from gateway.api.moments import moment, moment_or_none
 from gateway.api.paging import NO_NUL, After, Limit, Page, cut
 from gateway.api.reach import TheReach
-from gateway.changes import create_service, create_user, may_give_password, reset_password, update_user
+from gateway.changes import create_service, create_user, may_give_password, reset_password, reset_user_budget, update_user
 from gateway.errors import InvalidRequest, NotFound
 from gateway.runtime import Control
 from gateway.store import teams, users
@@ -32,7 +32,7 @@ Name = Annotated[str, Field(max_length=200, description="To show.", examples=["D
 
 
 class UserOut(LimitsOut):
-    """A person, or a service that holds keys. The limits are of what they do with a login token: keys have their own."""
+    """A person, or a service that holds keys. The limits are of all that they do, with any key or login; keys have their own besides."""
 
     id: str = Field(examples=["usr_9f2c1a7be04d5566"])
     email: str = Field(examples=["dana@example.com"])
@@ -60,7 +60,7 @@ class UserIn(LimitsIn):
     password: str | None = Field(None, min_length=MIN_CHARS, max_length=1024, description="Absent: cannot log in with a password.")
 
 
-class ServiceIn(BaseModel):
+class ServiceIn(LimitsIn):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1, max_length=64, description="Its address is NAME@service.", examples=["search-indexer"])
@@ -148,7 +148,7 @@ async def add_user(control: TheControl, by: By, body: UserIn) -> UserOut:
 
 async def add_service(control: TheControl, by: By, body: ServiceIn) -> UserOut:
     """Create a service account: it holds keys, and never logs in."""
-    user = await create_service(control.db, control.generation, by, name=body.name, role=body.role, team=body.team)
+    user = await create_service(control.db, control.generation, by, name=body.name, role=body.role, team=body.team, limits=body.limits())
     return await _in_force(control, user)
 
 
@@ -157,10 +157,12 @@ async def change_user(control: TheControl, by: By, user_id: UserId, body: UserCh
 
     Who is made an admin or a manager has to log in again.
     """
-    fields: dict[str, Any] = body.model_dump(exclude_unset=True)
-    if "budget" in fields:
-        fields["budget"] = budget_of(body.budget)
-    return await _in_force(control, await update_user(control.db, control.generation, by, user_id, fields))
+    return await _in_force(control, await update_user(control.db, control.generation, by, user_id, body.fields()))
+
+
+async def reset_budget(control: TheControl, by: By, user_id: UserId) -> UserOut:
+    """What this user has spent so far counts against their budgets no more; those of their keys and team stay as they are."""
+    return await _in_force(control, await reset_user_budget(control.db, control.generation, by, user_id))
 
 
 async def set_password(control: TheControl, by: By, user_id: UserId, body: PasswordIn | None = None) -> PasswordOut:
@@ -181,6 +183,7 @@ def add_routes(app: FastAPI) -> None:
     app.add_api_route("/admin/users", add_user, methods=["POST"], response_model=UserOut, status_code=201, tags=tags)
     app.add_api_route("/admin/users/{user_id}", get_user, methods=["GET"], response_model=UserOut, tags=tags)
     app.add_api_route("/admin/users/{user_id}", change_user, methods=["PATCH"], response_model=UserOut, tags=tags)
+    app.add_api_route("/admin/users/{user_id}/budget/reset", reset_budget, methods=["POST"], response_model=UserOut, tags=tags)
     app.add_api_route("/admin/users/{user_id}/password", set_password, methods=["POST"], response_model=PasswordOut, tags=tags)
     app.add_api_route("/admin/service-accounts", add_service, methods=["POST"], response_model=UserOut, status_code=201, tags=tags)
 
@@ -193,10 +196,11 @@ async def _in_force(control: Control, user: User) -> UserOut:
 
 async def _shown(conn: Connection, found: Sequence[User]) -> list[UserOut]:
     names = await teams.names(conn, [user.team_id for user in found])
-    return [_out(user, names.get(user.team_id or "")) for user in found]
+    limits = await shown_limits(conn, {f"user:{user.id}": user.limits for user in found})
+    return [_out(user, names.get(user.team_id or ""), limits[f"user:{user.id}"]) for user in found]
 
 
-def _out(user: User, team_name: str | None) -> UserOut:
+def _out(user: User, team_name: str | None, limits: dict[str, Any]) -> UserOut:
     return UserOut(
         id=user.id,
         email=user.email,
@@ -210,5 +214,5 @@ def _out(user: User, team_name: str | None) -> UserOut:
         disabled_at=moment_or_none(user.disabled_at),
         last_login_at=moment_or_none(user.last_login_at),
         held=list(user.held),
-        **shown_limits(user.limits),
+        **limits,
     )
