@@ -16,6 +16,8 @@ import pytest
 from auth.errors import HasherBusy
 from auth.turns import NICENESS, Turns
 
+pytestmark = pytest.mark.alone
+
 BOTH = pytest.mark.parametrize("on_file", [False, True])
 
 
@@ -58,8 +60,6 @@ async def test_another_process_waits_for_its_turn(tmp_path: Path) -> None:
 import sys, asyncio
 from pathlib import Path
 from auth.turns import Turns
-
-pytestmark = pytest.mark.alone
 def work():
     print("held", flush=True); sys.stdin.readline(); print("done", flush=True)
 turns = Turns(Path({str(lock)!r}))
