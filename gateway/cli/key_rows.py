@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gateway.cli.context import Context
+from gateway.cli.limits import fields_of, in_words, spent_words
 from gateway.cli.moments import rfc3339
 from gateway.cli.output import fail, show, show_json
 
@@ -44,8 +45,6 @@ async def shown(ctx: Context, key_id: str) -> dict[str, Any]:
 
 
 def _fields(found: ListedKey, now_s: float) -> dict[str, Any]:
-    from gateway.limits.budget import format_budget
-
     key = found.key
     over = key.expires_at is not None and key.expires_at <= now_s
     return {
@@ -57,10 +56,7 @@ def _fields(found: ListedKey, now_s: float) -> dict[str, Any]:
         "models": list(key.models),
         "scopes": list(key.scopes),
         "networks": list(key.networks),
-        "rpm": key.limits.rpm,
-        "tpm": key.limits.tpm,
-        "concurrency": key.limits.concurrency,
-        "budget": format_budget(key.limits.budget) if key.limits.budget else None,
+        **fields_of(key.limits),
         "created_at": rfc3339(key.created_at),
         "created_by": key.created_by,
         "last_used_at": rfc3339(found.last_used_at),
@@ -68,10 +64,6 @@ def _fields(found: ListedKey, now_s: float) -> dict[str, Any]:
         "revoked_at": rfc3339(key.revoked_at),
         "state": "revoked" if key.revoked_at is not None else "expired" if over else "active",
     }
-
-
-def limits_text(row: dict[str, Any]) -> str | None:
-    return " ".join(f"{name}={row[name]}" for name in ("rpm", "tpm", "concurrency", "budget") if row[name] is not None) or None
 
 
 def used(row: dict[str, Any]) -> str:
@@ -83,7 +75,7 @@ def show_one(row: dict[str, Any], as_json: bool) -> None:
         show_json(row)
         return
     about = (row["id"], row["name"], row["owner"], ",".join(row["models"]), ",".join(row["scopes"]), ",".join(row["networks"]))
-    show("  ".join(part for part in (*about, limits_text(row), row["state"]) if part))
+    show("  ".join(part for part in (*about, in_words(row), *spent_words(row.get("spent", {})), row["state"]) if part))
 
 
 def show_issued(issued: IssuedKey, as_json: bool) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gateway.cli.context import Context, in_context
-from gateway.cli.key_rows import limits_text, listed, show_issued, show_one, shown, used
+from gateway.cli.key_rows import listed, show_issued, show_one, shown, used
+from gateway.cli.limits import COUNTS, Concurrency, Money, Rpd, Rpm, Soft, Tokens, Tpd, Tpm, given, in_words, money, spent, tokens
 from gateway.cli.moments import duration_s, rfc3339, until
 from gateway.cli.options import Json
 from gateway.cli.output import fail, show, show_json, show_table
@@ -27,10 +28,6 @@ Owner = Annotated[str, typer.Option(metavar="EMAIL", help="Whose key it is; with
 Models = Annotated[str, typer.Option(metavar="GLOBS", help="Models it may use: ids or patterns, separated by commas.")]
 Scopes = Annotated[str, typer.Option(metavar="S,..", help="Of inference, usage, metrics, admin.")]
 Networks = Annotated[str | None, typer.Option(metavar="CIDR,..", help="Where it may be used from; without it anywhere.")]
-Rpm = Annotated[int | None, typer.Option(min=1, metavar="N", help="Requests per minute.")]
-Tpm = Annotated[int | None, typer.Option(min=1, metavar="N", help="Tokens per minute, prompt and completion.")]
-Concurrency = Annotated[int | None, typer.Option(min=1, metavar="N", help="Requests at the same time.")]
-Budget = Annotated[str, typer.Option(metavar="USD[/day|week|month]", help="Money it may spend; without a window: in all.")]
 Expires = Annotated[str, typer.Option(metavar="30d", help="When it ends: a duration or an RFC 3339 time.")]
 _NONE = "none"  # takes a limit away
 
@@ -45,15 +42,19 @@ def create(
     networks: Networks = None,
     rpm: Rpm = None,
     tpm: Tpm = None,
+    rpd: Rpd = None,
+    tpd: Tpd = None,
     concurrency: Concurrency = None,
-    budget: Budget = "",
+    budget: Money = "",
+    token_budget: Tokens = "",
+    soft: Soft = None,
     expires: Expires = "",
     as_json: Json = False,
 ) -> None:
     """Create a key and print it. It cannot be shown again."""
     from gateway.changes import create_key
 
-    limits = _limits(rpm, tpm, concurrency, budget)
+    limits = _limits(given(rpm, tpm, rpd, tpd, concurrency, budget, token_budget, soft))
     expires_at = until(expires, time.time()) if expires else None
 
     async def work(ctx: Context) -> IssuedKey:
@@ -84,15 +85,19 @@ def import_(
     networks: Networks = None,
     rpm: Rpm = None,
     tpm: Tpm = None,
+    rpd: Rpd = None,
+    tpd: Tpd = None,
     concurrency: Concurrency = None,
-    budget: Budget = "",
+    budget: Money = "",
+    token_budget: Tokens = "",
+    soft: Soft = None,
     expires: Expires = "",
     as_json: Json = False,
 ) -> None:
     """Let a key that was made elsewhere work here. Reads it from stdin; only its digest is kept."""
     from gateway import changes
 
-    limits = _limits(rpm, tpm, concurrency, budget)
+    limits = _limits(given(rpm, tpm, rpd, tpd, concurrency, budget, token_budget, soft))
     expires_at = until(expires, time.time()) if expires else None
     text = sys.stdin.readline().strip()
     if not text:
@@ -117,8 +122,12 @@ def update(
     networks: Annotated[str | None, typer.Option(metavar="CIDR,..", help="Where it may be used from; none: anywhere.")] = None,
     rpm: Annotated[str | None, typer.Option(metavar="N", help="Requests per minute, or none.")] = None,
     tpm: Annotated[str | None, typer.Option(metavar="N", help="Tokens per minute, or none.")] = None,
+    rpd: Annotated[str | None, typer.Option(metavar="N", help="Requests per day, or none.")] = None,
+    tpd: Annotated[str | None, typer.Option(metavar="N", help="Tokens per day, or none.")] = None,
     concurrency: Annotated[str | None, typer.Option(metavar="N", help="Requests at the same time, or none.")] = None,
     budget: Annotated[str | None, typer.Option(metavar="USD[/day|week|month]", help="Money it may spend, or none.")] = None,
+    token_budget: Annotated[str | None, typer.Option(metavar="N[/day|week|month]", help="Tokens it may use, or none.")] = None,
+    soft: Annotated[str | None, typer.Option(metavar="PERCENT", help="Warn when so much of a budget is spent, or none.")] = None,
     expires: Annotated[str | None, typer.Option(metavar="30d", help="When it ends, or none.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -131,11 +140,13 @@ def update(
     fields = {option: value for option, value in fields.items() if value is not None}
     if networks is not None:
         fields["networks"] = _cidrs(networks)
-    for option, text in (("rpm", rpm), ("tpm", tpm), ("concurrency", concurrency)):
+    for option, text in zip((*COUNTS, "soft"), (rpm, tpm, rpd, tpd, concurrency, soft), strict=True):
         if text is not None:
             fields[option] = _count(text, f"--{option}")
     if budget is not None:
-        fields["budget"] = None if budget == _NONE else _limits(None, None, None, budget).budget
+        fields["budget"] = None if budget == _NONE else money(budget)
+    if token_budget is not None:
+        fields["token_budget"] = None if token_budget == _NONE else tokens(token_budget)
     if expires is not None:
         fields["expires_at"] = None if expires == _NONE else until(expires, time.time())
     if not fields:
@@ -168,7 +179,7 @@ def list_keys(
             row["owner"],
             ",".join(row["models"]),
             ",".join(row["scopes"]),
-            limits_text(row),
+            in_words(row),
             used(row),
             row["state"],
         )
@@ -201,6 +212,23 @@ def rotate(
     grace_s = duration_s(grace, "--grace")
     issued = in_context(lambda ctx: rotate_key(ctx.db, ctx.generation, ctx.actor, bare_id(key_id), grace_s=grace_s))
     show_issued(issued, as_json)
+
+
+@app.command("reset-budget")
+def reset_budget(key_id: KeyId, as_json: Json = False) -> None:
+    """Let what this key has spent so far count against its budgets no more."""
+    from gateway.changes import reset_key_budget
+
+    async def work(ctx: Context) -> dict[str, Any]:
+        return await _with_spent(ctx, (await reset_key_budget(ctx.db, ctx.generation, ctx.actor, bare_id(key_id))).id)
+
+    show_one(in_context(work), as_json)
+
+
+@app.command("show")
+def show_key(key_id: KeyId, as_json: Json = False) -> None:
+    """Show one key, and how far its budgets are spent. The ledger may be a few seconds behind."""
+    show_one(in_context(lambda ctx: _with_spent(ctx, bare_id(key_id))), as_json)
 
 
 def bare_id(text: str) -> str:
@@ -237,11 +265,17 @@ def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _limits(rpm: int | None, tpm: int | None, concurrency: int | None, budget: str) -> Limits:
+def _limits(fields: dict[str, Any]) -> Limits:
     from auth.principal import Limits
-    from gateway.limits.budget import parse_budget
 
-    try:
-        return Limits(rpm, tpm, concurrency, parse_budget(budget) if budget else None)
-    except ValueError as error:
-        raise typer.BadParameter(f"{error}.", param_hint="--budget") from None
+    return Limits(**fields)
+
+
+async def _with_spent(ctx: Context, key_id: str) -> dict[str, Any]:
+    from gateway.store import keys
+
+    async with ctx.db.read() as conn:
+        key = await keys.by_id(conn, key_id)
+    if key is None:
+        fail("There is no such key; `gateway keys list --all` shows all.")
+    return await shown(ctx, key_id) | {"spent": await spent(ctx, key_id, key.limits)}

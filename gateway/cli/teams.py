@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gateway.cli.context import Context, in_context
+from gateway.cli.limits import Clear, Concurrency, Money, Rpd, Rpm, Soft, Tokens, Tpd, Tpm, fields_of, given, in_words, limits_line, spent
 from gateway.cli.moments import rfc3339
 from gateway.cli.options import Json
 from gateway.cli.output import fail, show, show_json, show_table
@@ -35,9 +37,12 @@ def list_teams(search: Annotated[str, typer.Option(help="Only those with this in
     if as_json:
         show_json([_fields(team) | {"people": heads.people, "services": heads.services} for team, heads in found])
         return
-    rows = [(team.name, heads.people, heads.services, team.id, rfc3339(team.created_at)) for team, heads in found]
+    rows = [
+        (team.name, heads.people, heads.services, in_words(fields_of(team.limits)), team.id, rfc3339(team.created_at))
+        for team, heads in found
+    ]
     right = frozenset({"people", "services"})
-    show_table(("name", "people", "services", "id", "created"), rows, right=right, empty="There are no such teams.")
+    show_table(("name", "people", "services", "limits", "id", "created"), rows, right=right, empty="There are no such teams.")
 
 
 @app.command()
@@ -51,6 +56,42 @@ def rename(
         return await rename_team(ctx.db, ctx.generation, ctx.actor, (await find_team(ctx, team)).id, name)
 
     _show(in_context(work), as_json)
+
+
+@app.command()
+def limits(
+    team: Named,
+    rpm: Rpm = None,
+    tpm: Tpm = None,
+    rpd: Rpd = None,
+    tpd: Tpd = None,
+    concurrency: Concurrency = None,
+    budget: Money = "",
+    token_budget: Tokens = "",
+    soft: Soft = None,
+    clear: Clear = "",
+    as_json: Json = False,
+) -> None:
+    """Set limits of all that the team's users do together, or show them."""
+    from gateway.changes import update_team
+
+    fields = given(rpm, tpm, rpd, tpd, concurrency, budget, token_budget, soft, clear)
+
+    async def change(ctx: Context, found: Team) -> Team:
+        return await update_team(ctx.db, ctx.generation, ctx.actor, found.id, fields) if fields else found
+
+    _show_limits(team, change, as_json)
+
+
+@app.command("reset-budget")
+def reset_budget(team: Named, as_json: Json = False) -> None:
+    """Let what the team has spent so far count against its budgets no more. Those of its users and keys stay as they are."""
+    from gateway.changes import reset_team_budget
+
+    async def change(ctx: Context, found: Team) -> Team:
+        return await reset_team_budget(ctx.db, ctx.generation, ctx.actor, found.id)
+
+    _show_limits(team, change, as_json)
 
 
 @app.command()
@@ -95,6 +136,18 @@ async def _listed(ctx: Context, search: str) -> list[tuple[Team, Heads]]:
     return found
 
 
+def _show_limits(text: str, change: Callable[[Context, Team], Awaitable[Team]], as_json: bool) -> None:
+    async def work(ctx: Context) -> tuple[Team, dict[str, str | int]]:
+        team = await change(ctx, await find_team(ctx, text))
+        return team, await spent(ctx, f"team:{team.id}", team.limits)
+
+    team, used = in_context(work)
+    if as_json:
+        show_json(_fields(team) | {"spent": used})
+    else:
+        show(limits_line(team.name, team.limits, used))
+
+
 def _show(team: Team, as_json: bool) -> None:
     if as_json:
         show_json(_fields(team))
@@ -103,4 +156,4 @@ def _show(team: Team, as_json: bool) -> None:
 
 
 def _fields(team: Team) -> dict[str, Any]:
-    return {"id": team.id, "name": team.name, "created_at": rfc3339(team.created_at)}
+    return {"id": team.id, "name": team.name, "created_at": rfc3339(team.created_at)} | fields_of(team.limits)

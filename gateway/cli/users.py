@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gateway.cli.context import Context, in_context
-from gateway.cli.limits import Clear, Concurrency, Money, Rpm, Tpm, fields_of, given, in_words
+from gateway.cli.limits import Clear, Concurrency, Money, Rpd, Rpm, Soft, Tokens, Tpd, Tpm, fields_of, given, limits_line, spent
 from gateway.cli.moments import rfc3339
 from gateway.cli.options import Json
 from gateway.cli.output import fail, show, show_json, show_table
@@ -38,19 +38,23 @@ def create(
     name: Annotated[str, typer.Option(metavar="N", help="A person's name, to show.")] = "",
     rpm: Rpm = None,
     tpm: Tpm = None,
+    rpd: Rpd = None,
+    tpd: Tpd = None,
     concurrency: Concurrency = None,
     budget: Money = "",
+    token_budget: Tokens = "",
+    soft: Soft = None,
     password_stdin: FromStdin = False,
     as_json: Json = False,
 ) -> None:
-    """Create a user: a person with a password, or a service account. The limits are of what a person does with a login token."""
+    """Create a user: a person with a password, or a service account. The limits are of all that they do, with any key or login."""
     if bool(email) == bool(service):
         raise typer.BadParameter("Give either a person's --email or a --service.", param_hint="--email / --service")
-    limits = given(rpm, tpm, concurrency, budget)
+    limits = given(rpm, tpm, rpd, tpd, concurrency, budget, token_budget, soft)
     if service:
-        if name or limits or password_stdin:
-            raise typer.BadParameter("A service account has neither a password nor limits: its keys have.", param_hint="--service")
-        _show_user(in_context(lambda ctx: _new_service(ctx, service, role, team)), None, as_json)
+        if name or password_stdin:
+            raise typer.BadParameter("A service account has neither a password nor another name.", param_hint="--service")
+        _show_user(in_context(lambda ctx: _new_service(ctx, service, role, team, limits)), None, as_json)
         return
     password, made = _password(password_stdin)
     person = in_context(lambda ctx: _new_person(ctx, email, role, team, name, limits, password))
@@ -123,24 +127,35 @@ def limits(
     email_option: EmailOption = "",
     rpm: Rpm = None,
     tpm: Tpm = None,
+    rpd: Rpd = None,
+    tpd: Tpd = None,
     concurrency: Concurrency = None,
     budget: Money = "",
+    token_budget: Tokens = "",
+    soft: Soft = None,
     clear: Clear = "",
     as_json: Json = False,
 ) -> None:
-    """Set limits of what the user does with a login token, or show them. Keys have limits of their own."""
+    """Set limits of all that the user does, with any key or login; or show them. Keys have limits of their own besides."""
     from gateway.changes import update_user
 
-    fields = given(rpm, tpm, concurrency, budget, clear)
+    fields = given(rpm, tpm, rpd, tpd, concurrency, budget, token_budget, soft, clear)
 
     async def change(ctx: Context, user: User) -> User:
         return await update_user(ctx.db, ctx.generation, ctx.actor, user.id, fields) if fields else user
 
-    user = _changed(email or email_option, change)
-    if as_json:
-        show_json(_fields(user))
-    else:
-        show(f"{user.email}  {in_words(fields_of(user.limits)) or 'no limits'}")
+    _show_limits(email or email_option, change, as_json)
+
+
+@app.command("reset-budget")
+def reset_budget(email: Email = "", email_option: EmailOption = "", as_json: Json = False) -> None:
+    """Let what the user has spent so far count against their budgets no more. Those of their keys stay as they are."""
+    from gateway.changes import reset_user_budget
+
+    async def change(ctx: Context, user: User) -> User:
+        return await reset_user_budget(ctx.db, ctx.generation, ctx.actor, user.id)
+
+    _show_limits(email or email_option, change, as_json)
 
 
 @app.command()
@@ -192,6 +207,21 @@ def _change(email: str, change: Callable[[Context, User], Awaitable[User]], as_j
     _show_user(_changed(email, change), password, as_json)
 
 
+def _show_limits(email: str, change: Callable[[Context, User], Awaitable[User]], as_json: bool) -> None:
+    used: dict[str, str | int] = {}
+
+    async def work(ctx: Context, user: User) -> User:
+        after = await change(ctx, user)
+        used.update(await spent(ctx, f"user:{after.id}", after.limits))
+        return after
+
+    user = _changed(email, work)
+    if as_json:
+        show_json(_fields(user) | {"spent": used})
+    else:
+        show(limits_line(user.email, user.limits, used))
+
+
 def _changed(email: str, change: Callable[[Context, User], Awaitable[User]]) -> User:
     if not email:
         raise typer.BadParameter("Give the user's e-mail.", param_hint="EMAIL")
@@ -219,10 +249,11 @@ async def _new_person(ctx: Context, email: str, role: str, team: str, name: str,
     )
 
 
-async def _new_service(ctx: Context, name: str, role: str, team: str) -> User:
+async def _new_service(ctx: Context, name: str, role: str, team: str, limits: dict[str, Any]) -> User:
+    from auth.principal import Limits
     from gateway.changes import create_service
 
-    return await create_service(ctx.db, ctx.generation, ctx.actor, name=name, role=role, team=team or None)
+    return await create_service(ctx.db, ctx.generation, ctx.actor, name=name, role=role, team=team or None, limits=Limits(**limits))
 
 
 async def _listed(ctx: Context, search: str, team: str) -> tuple[list[User], dict[str, str]]:

@@ -196,7 +196,7 @@ def test_a_key_that_cannot_be_made(ready: Gateway, arguments: tuple[str, ...], c
 def test_users_come_and_go(ready: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     made = ready("users", "create", "--email", "lee@example.com", "--role", "manager", "--json").json
     assert len(made.pop("password")) >= 16
-    none = dict.fromkeys(("name", "team", "last_login_at", "rpm", "tpm", "concurrency", "budget"))
+    none = dict.fromkeys(("name", "team", "last_login_at", "rpm", "tpm", "rpd", "tpd", "concurrency", "budget", "token_budget", "soft"))
     assert made | {"created_at": ""} == none | {
         "id": made["id"], "email": "lee@example.com", "kind": "person", "role": "manager", "enabled": True, "created_at": "",
     }  # fmt: skip
