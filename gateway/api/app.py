@@ -16,6 +16,7 @@ from gateway.api import (
     operations,
     own_keys,
     password_links,
+    prices,
     relayed,
     revisions,
     secrets,
@@ -55,7 +56,23 @@ def create_api(control: Control) -> FastAPI:
     login.add_routes(app, limits)
     password_links.add_routes(app, limits)
     oidc.add_routes(app, limits)
-    for part in (models, usage, usage_requests, jwks, users, teams, keys, own_keys, revisions, backends, secrets, audit, operations, docs):
+    for part in (
+        models,
+        usage,
+        usage_requests,
+        jwks,
+        users,
+        teams,
+        keys,
+        own_keys,
+        revisions,
+        backends,
+        prices,
+        secrets,
+        audit,
+        operations,
+        docs,
+    ):
         part.add_routes(app)
     check_guarded(app.routes)
     app.add_middleware(Cors, origins=control.cors_origins, extra_paths=RELAY_PATHS)

@@ -1,7 +1,7 @@
-"""A request's body: whole, bounded, and JSON that every part behind can carry.
+"""A request's body: whole, bounded, and JSON that every part behind can carry; text where the route says that it takes text.
 
-Bodies are JSON here whatever their content type says: `curl -d` sends a form's. Nothing is lost by it, since a browser's form cannot
-send the credential, and the two endpoints that take a cookie look at where the request comes from.
+Bodies are JSON (or text) here whatever their content type says: `curl -d` sends a form's. Nothing is lost by it, since a browser's form
+cannot send the credential, and the two endpoints that take a cookie look at where the request comes from.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ MAX_BYTES = 4_000_000  # a revision document of some ten thousand models
 MAX_PUBLIC_BYTES = 65_536  # what somebody unknown may make us read
 
 
-async def whole(request: Request, *, public: bool) -> Request:
-    """The same request with its body read and checked. Raises `BodyTooLarge`, `InvalidRequest`."""
+async def whole(request: Request, *, public: bool, text: bool = False) -> Request:
+    """The same request with its body read and checked: UTF-8 if it is to be `text`, else JSON. Raises `BodyTooLarge`, `InvalidRequest`."""
     for value in (*request.query_params.values(), *request.path_params.values()):
         _no_nul(value)
     if request.method in ("GET", "HEAD"):
         return request
     body = await _read(request, MAX_PUBLIC_BYTES if public else MAX_BYTES)
-    _check(body)
+    (_check_text if text else _check)(body)
     headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
-    scope = {**request.scope, "headers": [*headers, (b"content-type", b"application/json")]}
+    kind = b"text/plain; charset=utf-8" if text else b"application/json"
+    scope = {**request.scope, "headers": [*headers, (b"content-type", kind)]}
     sent = False
 
     async def replay() -> Message:
@@ -65,6 +66,13 @@ def _check(body: bytes) -> None:
         raise InvalidRequest("The request body is not valid JSON.") from None
     if b"\\u0000" in body:
         _no_nul(value)
+
+
+def _check_text(body: bytes) -> None:
+    try:
+        _no_nul(body.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise InvalidRequest("The request body is not UTF-8 text.") from None
 
 
 def _no_nul(value: Any) -> None:

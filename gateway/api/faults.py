@@ -18,7 +18,7 @@ from starlette.types import Scope
 
 from auth.errors import HasherBusy, LoginDelayed, LoginFailed, PasswordUnsuitable, SigningAway
 from gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, NotFound, RateLimited, Unauthenticated, Unavailable
-from gateway.routing.faults import DocumentInvalid
+from gateway.routing.faults import DocumentInvalid, Fault
 from gateway.store.errors import StoreUnavailable
 
 _NOWHERE = "There is nothing at this path. OpenAI clients use the base URL that ends in /v1; all routes are listed at /docs."
@@ -58,10 +58,17 @@ def add_error_handlers(app: FastAPI) -> None:
 async def _on_gateway_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
     if isinstance(error, DocumentInvalid):
-        return answer(request.scope, error, [{"path": fault.place, "message": fault.message} for fault in error.faults])
+        return answer(request.scope, error, [{"path": _place(fault), "message": fault.message} for fault in error.faults])
     if isinstance(error, StoreUnavailable):
         error.retry_after_s = error.retry_after_s or 1
     return answer(request.scope, error)
+
+
+def _place(fault: Fault) -> str:
+    """Of a table: the line, and the column if it is one."""
+    if fault.line is None:
+        return fault.place
+    return f"line {fault.line}: {fault.place}" if fault.path else f"line {fault.line}"
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

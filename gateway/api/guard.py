@@ -69,6 +69,8 @@ class GuardedRoute(APIRoute):
     """A route with a policy. Registering one that the table does not name fails."""
 
     policy: Policy
+    takes_text: bool
+    """Is the body text? What the route documents is what it takes."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         methods = options.get("methods") or {"GET"}
@@ -76,16 +78,18 @@ class GuardedRoute(APIRoute):
         if len(policies) != 1:
             raise RouteWithoutPolicy(f"{path}: the methods of one route must share one policy")
         self.policy = policies.pop()
+        documented = (options.get("openapi_extra") or {}).get("requestBody", {}).get("content", {})
+        self.takes_text = any(kind.startswith("text/") for kind in documented)
         super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The credential is judged before the body is read, and the body before the endpoint is called."""
-        handle, policy = super().get_route_handler(), self.policy
+        handle, policy, takes_text = super().get_route_handler(), self.policy, self.takes_text
 
         async def guarded(request: Request) -> Response:
             guard: Guard = request.app.state.guard
             guard.admit(policy, request.scope)
-            request = await whole(request, public=policy.public)
+            request = await whole(request, public=policy.public, text=takes_text)
             guard.admit(policy, request.scope)  # again: a body may take its time, and a credential may end meanwhile
             return await handle(request)
 

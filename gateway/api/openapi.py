@@ -33,6 +33,7 @@ _TAGS = {
     "keys": "API keys",
     "revisions": "What is routed where",
     "backends": "What stands behind each model",
+    "prices": "What models and backends cost",
     "secrets": "Keys of upstream services",
     "audit": "Who changed what",
     "operations": "Probes and metrics",

@@ -16,6 +16,7 @@ from gateway.cli import (
     login,
     lost_key,
     passwords,
+    prices,
     revisions,
     secrets,
     serve,
@@ -63,6 +64,7 @@ app.command()(revisions.apply)
 app.command()(revisions.export)
 app.command()(revisions.revisions)
 app.command()(revisions.rollback)
+app.add_typer(prices.app, name="prices")
 app.command()(explain.explain)
 app.add_typer(explain.models_app, name="models")
 app.command()(usage.usage)
