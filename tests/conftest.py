@@ -7,7 +7,7 @@ import gateway.native  # first of all: it makes the compiled form of the other p
 # Models in this process compute on one core: two threads that wait for each other take minutes where other tests run beside them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ["tests.databases", "tests.server_logs"]
+pytest_plugins = ["tests.databases", "tests.redis_server", "tests.server_logs"]
 
 
 def pytest_report_header() -> str:

@@ -76,8 +76,7 @@ class RedisLink:
         listening, self._listening = self._listening, None
         if listening is not None:
             listening.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await listening
+            await asyncio.wait({listening}, timeout=CLOSE_S)
         closing = (self._channel, self._listener, self._steps)
         self._channel = self._listener = self._steps = None
         for connection in closing:
