@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from gateway.errors import LedgerFull
 from gateway.metering import ledger
-from gateway.metering.ledger import SegmentWriter, interrupted, read_lines, sort_lines, writer_is_dead, written_bytes
+from gateway.metering.ledger import END_BYTES, SegmentWriter, interrupted, read_lines, sort_lines, writer_is_dead, written_bytes
 from gateway.metering.record import FIELDS, UsageRecord
+from gateway.metering.tried import NOT_TOLD, tried_text
 
 
 def record(number: int, **more: object) -> UsageRecord:
@@ -120,8 +121,18 @@ def test_an_end_always_has_room(tmp_path: Path) -> None:
     long = record(1, client_request_id="\x7f\u00ff" * 3000)
     writer.begin(long, 1, 1)
     writer.end(long)
+    many = record(2, backend="m/" + "\U0001f511" * 280, tried=tried_text([("\U0001f511" * 80, "refused", 1.0)] * 9), client_request_id="x")
+    crowded = record(3, backend="\U0001f511" * 280, model="\U0001f511" * 120, tried=many.tried)
+    for each in (many, crowded):
+        writer.begin(each, 1, 1)
+        writer.end(each)
     ends = [fields for kind, fields in lines(tmp_path) if kind == "E"]
-    assert ends[0]["client_request_id"] is None
+    assert [fields["client_request_id"] for fields in ends] == [None, "x", None]
+    assert ends[1]["tried"] == many.tried
+    assert ends[1]["backend"] == many.backend
+    assert ends[2]["tried"] == NOT_TOLD
+    (path,) = tmp_path.glob("*.seg")
+    assert all(len(line) < END_BYTES for line in path.read_bytes()[: written_bytes(path)].split(b"\n") if line.startswith(b'["E"'))
     writer.close()
 
 
