@@ -2,12 +2,18 @@
 
 import os
 
+from hypothesis import settings
+
 import gateway.native  # first of all: it makes the compiled form of the other packages known
 
 # Models in this process compute on one core: two threads that wait for each other take minutes where other tests run beside them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ["tests.databases", "tests.redis_server", "tests.server_logs"]
+# The same examples on every run: whoever looks for new ones says HYPOTHESIS_PROFILE=default.
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+pytest_plugins = ["tests.databases", "tests.server_logs"]
 
 
 def pytest_report_header() -> str:
