@@ -48,7 +48,7 @@ from gateway.errors import (
     Unavailable,
     UpstreamTimeout,
 )
-from gateway.limits.base import Refusal
+from gateway.limits.base import Pending, Refusal
 from gateway.metering.record import UsageRecord
 from gateway.metering.tried import tried_text
 from gateway.relay import answers
@@ -114,6 +114,7 @@ class Flow:
         "_judged_by",
         "_judged_s",
         "_limited",
+        "_parked",
         "_peek",
         "_permit",
         "_prices",
@@ -164,6 +165,7 @@ class Flow:
         self._principal: Principal | None = None
         self._callers: tuple[Limited, ...] = ()  # all that this request is counted under
         self._permit: Permit | None = None
+        self._parked: Pending | None = None  # the limiter has yet to decide
         self._peek: Peek | None = None
         self._tokenizer: Tokenizer | None = None
         self._body = b""
@@ -268,14 +270,13 @@ class Flow:
             return
         try:
             self._admit()
-            self._try()
         except GatewayError as error:
             self.refuse(error)
         except Exception:
             self.bug()
 
     def _admit(self) -> None:
-        relay, request = self.relay, self.request
+        request = self.request
         operation = request.operation
         body = self._body
         self._peek = peek = operation.read(body, request.content_type)
@@ -286,12 +287,62 @@ class Flow:
         self.streams = peek.stream and operation.streams
         if operation.inside:
             self._tokenizer = self._find_tokenizer(route)
-        self._permit = permit = self._reserve(route, peek, body)
+        decision = self._reserve(route, peek, body)
+        if type(decision) is Pending:
+            self._park(decision)
+        else:
+            self._enter(route, self._permitted(decision))
+
+    def _park(self, pending: Pending) -> None:
+        """Wait for who decides: `decided` follows, in any case and soon."""
+        self._parked = pending
+        self.edge.deadline_s = 0.0
+        pending.wait(self)
+
+    def decided(self, decision: Permit | Refusal | GatewayError) -> None:
+        """The wait is over. The credential is judged once more, if there was time for it to change."""
+        self._parked = None
+        permit: Permit | None = None
+        try:
+            if isinstance(decision, GatewayError):
+                raise decision
+            permit = self._permitted(decision)
+            if self._still_welcome():
+                taken, permit = permit, None
+                self._enter(self._route, taken)
+        except GatewayError as error:
+            self.refuse(error)
+        except Exception:
+            self.bug()
+        if permit is not None:
+            permit.settle(0, 0)
+
+    def _still_welcome(self) -> bool:
+        """False: refused, and over."""
+        if self._outdated():
+            callers, peek = self._callers, self._peek
+            if not self._identify():
+                return False
+            self._callers = callers  # the permit is theirs
+            assert peek is not None
+            self._find_route(peek)
+        return True
+
+    def _permitted(self, decision: Permit | Refusal | Pending) -> Permit:
+        if type(decision) is not Refusal:
+            return decision  # type: ignore[return-value]  # the other side of the union
+        self.relay.meter.limit_refusal(decision.kind)
+        raise _limit_error(decision)
+
+    def _enter(self, route: Route, permit: Permit) -> None:
+        """With a permit: BEGIN, and the first try."""
+        self._permit = permit
         self._target = self._tries = self._fallbacks = 0
         self._targets: tuple[Target, ...] = ()
         self._begin(route, permit)
-        if route.shadow is not None and self._tokenizer is None and route.shadow.wants(relay.rng):
-            self._shadow_body = body
+        if route.shadow is not None and self._tokenizer is None and route.shadow.wants(self.relay.rng):
+            self._shadow_body = self._body
+        self._try()
 
     def _find_route(self, peek: Peek) -> Route:
         model = peek.model
@@ -322,7 +373,7 @@ class Flow:
             raise NotSupported(f"No tokenizer is known for the model {route.id!r}.", param="model")
         return tokenizer
 
-    def _reserve(self, route: Route, peek: Peek, body: bytes) -> Permit:
+    def _reserve(self, route: Route, peek: Peek, body: bytes) -> Permit | Refusal | Pending:
         relay = self.relay
         if route.limited is not None:
             self._callers = (*self._callers, route.limited)
@@ -332,11 +383,7 @@ class Flow:
             wanted = self._dearest(wanted, route, peek, body)
         self._reservation: Reservation = wanted
         self._spliced = wanted.spliced
-        decision = relay.limiter.reserve(self._callers, wanted.tokens, wanted.cost_pusd)
-        if type(decision) is not Refusal:
-            return decision  # type: ignore[return-value]  # the other side of the union
-        relay.meter.limit_refusal(decision.kind)
-        raise _limit_error(decision)
+        return relay.limiter.reserve(self._callers, wanted.tokens, wanted.cost_pusd)
 
     def _dearest(self, wanted: Reservation, route: Route, peek: Peek, body: bytes) -> Reservation:
         """What is reserved holds whichever model of the chain of fallbacks serves in the end."""
@@ -742,6 +789,7 @@ class Flow:
             attempt.abort()
         if self._record is None:
             self.over = True
+            self._unpark()
             self._leave_slot()
         else:
             self._settle("client_gone", "client_gone", None)
@@ -830,6 +878,7 @@ class Flow:
                 self.answer_error(error, answers.ending_of(error))
             return
         self.over = True
+        self._unpark()
         self._leave_slot()
         request, principal, relay = self.request, self._principal, self.relay
         key_id = principal.key_id if principal is not None else None
@@ -996,6 +1045,11 @@ class Flow:
         prices = self._prices
         record.price = prices.text if prices is not None else None
         record.cost_pusd = cost_pusd(prices, record.prompt_tokens, record.completion_tokens, record.cached_tokens)
+
+    def _unpark(self) -> None:
+        if self._parked is not None:
+            self._parked.forget()
+            self._parked = None
 
     def _leave_slot(self) -> None:
         if self._slot:
