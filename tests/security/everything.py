@@ -350,6 +350,7 @@ def secrets_and_revisions(drive: Drive) -> None:
     for path in (
         "/admin/revisions",
         "/admin/backends",
+        "/admin/prices",
         "/admin/usage",
         "/admin/users",
         "/admin/keys",

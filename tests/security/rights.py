@@ -56,7 +56,7 @@ _FOUND_SCOPES = ("admin", "inference")  # of the key that somebody has found
 _FOUND_NETWORK = "127.0.0.0/8"
 _KEY = re.compile(r"sk-gw-[a-z0-9]{12}-[A-Za-z0-9]{43}")
 # What must not open, whatever the gang holds.
-_CLOSED = ("/admin/revisions", "/admin/audit", "/admin/secrets", "/admin/backends", "/admin/audit/export")
+_CLOSED = ("/admin/revisions", "/admin/audit", "/admin/secrets", "/admin/backends", "/admin/prices", "/admin/audit/export")
 
 _ROLES = st.sampled_from(["admin", "manager", "member", "viewer"])
 _SCOPES = st.lists(st.sampled_from(["inference", "usage", "metrics", "admin"]), min_size=1, max_size=3)
