@@ -34,7 +34,9 @@ from backends.folder import weights_folder
 from backends.local import LocalBackend, LocalState, PathRefused, locate
 from gateway.api import create_api
 from gateway.changes import Actor, ensure_signing_key
+from gateway.hosts import HostLimits
 from gateway.keeper.settle import settle
+from gateway.limits.base import Limiter
 from gateway.limits.callers import Callers
 from gateway.limits.levels import FORM, Levels
 from gateway.limits.shared import SharedLimiter
@@ -226,6 +228,7 @@ class Services:
             trusted_proxies=proxies,
             default_models=(settings.default_embedding_model or "demo-embed", settings.default_chat_model or "demo-chat"),
         )
+        self._hosts = HostLimits(settings, db, self._limiter, self._use_limiter, self._spending.spent)
         self.control = Control(
             db=db,
             generation=generation,
@@ -283,7 +286,11 @@ class Services:
             logger.error("nobody can log in; API keys work", reason=str(fault))
             services._reload_signing = True  # `follow` tries again
         await services._tokenizers.follow(await services._load_table(starting=True))
+        await services._hosts.start()
         return services
+
+    def _use_limiter(self, limiter: Limiter) -> None:
+        self.relay.limiter = limiter
 
     def asgi(self) -> ASGIApp:
         """The control plane."""
@@ -470,6 +477,7 @@ class Services:
         if self._commit is not None:
             self._commit.stop()
         self.ledger.close()
+        await self._hosts.close()
         self._limiter.close()
         self._tokenizers.close()
         self.control.passwords.close()

@@ -5,6 +5,7 @@ Only `app` and `cli` read them; everything else gets plain values. `.env.example
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Callable
@@ -36,6 +37,11 @@ class Settings(BaseSettings):
     home: Path = Field(Path("~/.gateway"), validation_alias=_env("GATEWAY_HOME"), description="folder of database, secrets, ledger")
     database_url: str = Field("", validation_alias=_env("GATEWAY_DATABASE_URL"), description="empty: SQLite in GATEWAY_HOME")
     redis_url: str = Field("", validation_alias=_env("GATEWAY_REDIS_URL"), description="optional: limits over several hosts")
+    redis_away: Literal["closed", "open"] = Field(
+        "closed",
+        validation_alias=_env("GATEWAY_REDIS_AWAY"),
+        description="closed: limited callers are refused then; open: each host decides",
+    )
     secret_key: SecretStr = Field(
         SecretStr(""), validation_alias=_env("GATEWAY_SECRET_KEY"), description="at least 32 characters; made in GATEWAY_HOME if empty"
     )
@@ -96,7 +102,14 @@ class Settings(BaseSettings):
     drain_s: float = Field(30, ge=0, validation_alias=_env("GATEWAY_DRAIN_S"), description="SIGTERM: running requests may finish this long")
     hub_access: bool = Field(False, validation_alias=_env("GATEWAY_HUB_ACCESS"), description="may local models be fetched from a hub")
     usage_kept_days: int = Field(
-        400, ge=0, validation_alias=_env("GATEWAY_USAGE_KEPT_DAYS"), description="rows of single requests, in days; reports stay; 0 = for ever"
+        400,
+        ge=0,
+        validation_alias=_env("GATEWAY_USAGE_KEPT_DAYS"),
+        description="rows of single requests, in days; reports stay; 0 = for ever",
+    )
+    webhook_url: str = Field("", validation_alias=_env("GATEWAY_WEBHOOK_URL"), description="told of budgets that are spent; empty: nobody")
+    webhook_secret: SecretStr = Field(
+        SecretStr(""), validation_alias=_env("GATEWAY_WEBHOOK_SECRET"), description="signs what is sent there; empty: unsigned"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", validation_alias=_env("GATEWAY_LOG_LEVEL"))
     host: str = Field("127.0.0.1", validation_alias=_env("HOST"))
@@ -164,6 +177,15 @@ class Settings(BaseSettings):
     def _closed(cls, value: object) -> object:
         return value or "127.0.0.1"  # an empty address would mean every interface
 
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, value: str) -> str:
+        if value and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("it begins with redis://, rediss:// or unix://")
+        if value and importlib.util.find_spec("redis") is None:
+            raise ValueError("it needs the package redis: install the gateway with its extra `redis`")
+        return value
+
     @field_validator("cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -177,6 +199,13 @@ class Settings(BaseSettings):
             if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+/?", origin, re.IGNORECASE):
                 raise ValueError(f"{origin!r} is not an origin such as https://app.example.com (scheme, host and port, no path), nor *")
         return tuple(origin if origin == "*" else origin.rstrip("/").lower() for origin in value)
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^\s/?#@]+([/?][^\s#]*)?", value, re.IGNORECASE):
+            raise ValueError("it is an http or https URL such as https://hooks.example.com/gateway, without a user or a fragment")
+        return value
 
     @field_validator("trusted_proxies")
     @classmethod

@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
-pytest_plugins = ["tests.databases", "tests.server_logs"]
+pytest_plugins = ["tests.databases", "tests.redis_server", "tests.server_logs"]
 
 
 def pytest_report_header() -> str:

@@ -40,6 +40,7 @@ _MOST_TOKENS = 2**50
 _SPLIT = 10**6
 _NONE = -1
 _KINDS = ("requests", "tokens", "requests_day", "tokens_day", "concurrency", "budget", "token_budget")
+_BUDGETS = _KINDS[5:]
 _WHOSE = ("user", "team", "model")
 _AWAY = "Limits cannot be checked now; try again shortly."
 
@@ -259,7 +260,10 @@ class HostsLimiter:
             account.until_s = min(account.until_s, end_s)
         spent = self._spent(account.limit_id, window)[which]
         split = _SPLIT if which == 0 else 2**62
-        return [*divmod(amount, split), window or "ever", end_s or 0, *divmod(spent, split)]
+        since_s = account.limits.since if account.limits is not None else None
+        # one that was set back is in a window of its own, where spending begins anew
+        kind = (window or "ever") + ("" if since_s is None else f"@{int(since_s * 1000)}")
+        return [*divmod(amount, split), kind, end_s or 0, *divmod(spent, split)]
 
     # what decides
 
@@ -293,7 +297,10 @@ class HostsLimiter:
                 pending.decide(permit)
         elif pending is not None and answer[0] == 0:
             _, headers, which, wait_s, final, place = answer
-            whose = _whose(ask.held.names[place])
+            limit_id = ask.held.names[place]
+            whose = _whose(limit_id)
+            if _KINDS[which] in _BUDGETS:
+                self._own.stopped.add((limit_id, _KINDS[which]))
             pending.decide(Refusal(_KINDS[which], float(wait_s) if wait_s else None, bool(final), headers, whose))
         elif pending is not None:  # what was lost is being gathered
             self._decide(pending, ask)

@@ -1,0 +1,51 @@
+"""Which hosts work on this database, and since when: one row of `meta` for each, which its server processes write again and again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from sqlalchemy import delete, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.store.meta import put_if_absent
+from gateway.store.tables import meta
+
+FRESH_S = 30.0  # a host that has not written for this long is gone
+_KEPT_S = 86_400.0
+_PREFIX = "host:"
+_INSTALLATION = "installation"
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """`since_s`, `seen_s`: Unix seconds of its own clock. `shares`: it counts its limits together with others."""
+
+    id: str
+    since_s: float
+    seen_s: float
+    shares: bool
+
+
+async def announce(conn: AsyncConnection, host_id: str, now_s: float, shares: bool) -> tuple[Host, list[Host]]:
+    """This host is here; itself and the others that are. It is here since it was last gone."""
+    present: dict[str, Host] = {}
+    for name, value in await conn.execute(select(meta.c.name, meta.c.value).where(meta.c.name.startswith(_PREFIX))):
+        known = json.loads(value)
+        host = Host(name.removeprefix(_PREFIX), known["since"], known["seen"], known["shares"])
+        if abs(now_s - host.seen_s) < FRESH_S:
+            present[host.id] = host
+        elif now_s - host.seen_s > _KEPT_S:
+            await conn.execute(delete(meta).where(meta.c.name == name))
+    before = present.pop(host_id, None)
+    own = Host(host_id, before.since_s if before is not None else now_s, now_s, shares)
+    value = json.dumps({"since": own.since_s, "seen": own.seen_s, "shares": own.shares})
+    statement = (sqlite if conn.dialect.name == "sqlite" else postgresql).insert(meta).values(name=_PREFIX + host_id, value=value)
+    await conn.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"value": value}))
+    return own, list(present.values())
+
+
+async def installation(conn: AsyncConnection, name: str) -> str:
+    """What all hosts of this database call it: `name`, if nobody has named it before."""
+    return await put_if_absent(conn, _INSTALLATION, name)
