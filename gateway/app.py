@@ -55,7 +55,7 @@ from gateway.routing.retries import RetryBudgets
 from gateway.routing.stored import read_stored
 from gateway.routing.table import BackendSpec, RouteTable, Timeouts, build_table, model_limits
 from gateway.runtime import Control, Relay
-from gateway.store import revisions, signing
+from gateway.store import budget_events, revisions, signing
 from gateway.store.engine import Database
 from gateway.store.errors import SecretUnreadable, StoreUnavailable
 from gateway.store.generation import Generation
@@ -87,6 +87,7 @@ SWEEP_S = 0.5  # what a killed process held is free within a second
 SETTLE_S = 10.0  # how long a starting server waits for the ledger of one that died
 LOST_WORD_S = 1.0  # the same on SQLite, where the counters tell of each change: only to see that the file is still there
 USES_S = 10.0
+STOPS_S = 1.0
 ISSUERS_S = 3.0  # how long a starting server waits for the keys of trusted issuers
 REMOTE_POLL_S = 0.5  # how often the change log itself is read, for changes made on other hosts
 OIDC_LOGINS = "logins through a provider"  # purpose of a key: sealing what they remember in the browser
@@ -358,6 +359,7 @@ class Services:
         timer: asyncio.Handle | None = None
         uses = asyncio.create_task(self._write_uses(), name="uses")
         issuers = asyncio.create_task(self._others.follow(), name="issuers") if self._others is not None else None
+        stops = asyncio.create_task(self._note_stops(), name="stops") if self.settings.webhook_url else None
 
         def behind(now_s: float) -> bool:
             unread = generation.change != live.applied or live.unfinished
@@ -403,6 +405,8 @@ class Services:
             uses.cancel()
             if issuers is not None:
                 issuers.cancel()
+            if stops is not None:
+                stops.cancel()
             if timer is not None:
                 timer.cancel()  # what it looks at is closed next
 
@@ -412,6 +416,28 @@ class Services:
             await asyncio.sleep(USES_S)
             with contextlib.suppress(StoreUnavailable):  # they wait
                 await self.control.uses.write(self.db)
+
+    async def _note_stops(self) -> None:
+        """Which budgets have refused a request, for the keeper to tell of. Each is written once by each process."""
+        noted: set[budget_events.Event] = set()
+        while True:
+            await asyncio.sleep(STOPS_S)
+            stopped, self._limiter.stopped = self._limiter.stopped, set()
+            now_s, found = time.time(), set()
+            for limit_id, kind in stopped:
+                limits = self.live.limits(limit_id)
+                event = budget_events.stopped(limit_id, kind, limits, now_s) if limits is not None else None
+                if event is not None and event not in noted:
+                    found.add(event)
+            if not found:
+                continue
+            try:
+                async with self.db.write() as conn:
+                    await budget_events.put(conn, [(event, "") for event in found], now_s)
+            except StoreUnavailable:
+                self._limiter.stopped |= stopped
+                continue
+            noted = {event for event in noted if event.until_s is None or event.until_s > now_s} | found
 
     async def _catch_up(self) -> None:
         """Put in force what the change log says. A revision that could not be loaded is tried again by the next call."""

@@ -15,9 +15,11 @@ from pathlib import Path
 import structlog
 
 from backends.local import LocalModels, LocalSpec
+from gateway.keeper.budgets import BudgetWatch
 from gateway.keeper.probes import Prober, needs_secrets, wanted_probes
 from gateway.keeper.samples import client, scrape
 from gateway.keeper.ship import Shipper
+from gateway.keeper.webhook import Webhook
 from gateway.routing.probes import FILE_NAME as PROBES_FILE
 from gateway.routing.stored import read_stored
 from gateway.routing.table import local_specs
@@ -34,6 +36,7 @@ logger = structlog.get_logger(__name__)
 
 SHIP_S = 1.0  # the ledger is to be readable at most 2 s after a request has ended
 LOOK_S = 0.2
+BUDGETS_S = 1.0
 SAMPLE_S = 15.0
 SAMPLES_KEPT_S = 14 * 86_400
 ADDRESSES_KEPT_S = 180 * 86_400  # from which somebody has logged in
@@ -66,6 +69,7 @@ class Keeper:
             allow_link_local=settings.allow_link_local,
         )
         self._http = client(settings.run_dir)
+        self._webhook = _webhook(settings)
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -83,11 +87,15 @@ class Keeper:
             asyncio.create_task(self._follow_revision(), name="revision"),
             asyncio.create_task(self._every(1.0, self._prober.publish), name="probes"),
         ]
+        if self._webhook is not None:
+            duties.append(asyncio.create_task(self._every(BUDGETS_S, BudgetWatch(self._db, self._webhook).look), name="budgets"))
         await self._stop.wait()
         for duty in duties:
             duty.cancel()
         await asyncio.gather(*duties, return_exceptions=True)
         await self._http.aclose()
+        if self._webhook is not None:
+            await self._webhook.close()
         await self._prober.close()
         await self._models.close()
         await self._ship_the_rest()
@@ -196,3 +204,14 @@ class Keeper:
             await asyncio.wait_for(self._stop.wait(), seconds)
         except TimeoutError:
             pass
+
+
+def _webhook(settings: Settings) -> Webhook | None:
+    if not settings.webhook_url:
+        return None
+    return Webhook(
+        settings.webhook_url,
+        settings.webhook_secret.get_secret_value(),
+        ca_file=settings.upstream_ca_file,
+        allow_link_local=settings.allow_link_local,
+    )

@@ -15,6 +15,7 @@ from gateway.limits.standing import Standing, account_id, standing
 
 # as `levels` counts them
 _KINDS: Final = ("requests", "tokens", "requests_day", "tokens_day", "concurrency", "budget", "token_budget")
+_FIRST_BUDGET: Final = 5
 _WHOSE: Final = ("key", "user", "team", "model")
 _MONEY: Final = 0
 _TOKENS: Final = 1
@@ -66,7 +67,8 @@ class SharedLimiter:
     """Implements `Limiter`. One per process; an account is made at the first request of its caller.
 
     `spent(limit_id, window)`: the money (1e-12 USD) and the tokens that the ledger knows to be spent in a budget's running window, where
-    no process knows better. `clock`: Unix seconds, the same on all processes.
+    no process knows better. `clock`: Unix seconds, the same on all processes. `stopped`: (limit id, budget or token_budget) of those that
+    have refused a request, until somebody takes the set away.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class SharedLimiter:
         self._spent = spent
         self._clock = clock
         self._accounts: dict[str, Account] = {}
+        self.stopped: set[tuple[str, str]] = set()
 
     def reserve(self, callers: tuple[Limited, ...], tokens: int, cost_pusd: int) -> Permit | Refusal:
         if not callers:
@@ -94,7 +97,10 @@ class SharedLimiter:
         if type(decision) is not tuple:
             return cast("Permit", decision)
         which, wait_s, final, place, headers = decision
-        return Refusal(_KINDS[which], wait_s, final, headers, self._whose(numbers[place], callers))
+        limit_id, whose = self._whose(numbers[place], callers)
+        if which >= _FIRST_BUDGET:
+            self.stopped.add((limit_id, _KINDS[which]))
+        return Refusal(_KINDS[which], wait_s, final, headers, whose)
 
     def headers(self, callers: tuple[Limited, ...]) -> bytes:
         """Never raises: what an error says must reach its client."""
@@ -146,12 +152,13 @@ class SharedLimiter:
             self._next_windows(account, now_s)
         return account
 
-    def _whose(self, number: int, callers: tuple[Limited, ...]) -> str:
+    def _whose(self, number: int, callers: tuple[Limited, ...]) -> tuple[str, str]:
+        """(limit id, what it is the limit of) of the one with this account."""
         for caller in callers:
             account = self._accounts.get(caller.limit_id)
             if account is not None and account.number == number:
-                return _WHOSE[account.whose]
-        return _WHOSE[0]
+                return caller.limit_id, _WHOSE[account.whose]
+        return callers[0].limit_id, _WHOSE[0]
 
     def _follow(self, account: Account | None, limit_id: str, limits: Limits, now_s: float) -> Account | None:
         """The account under the limits in force; None for a caller that never had any."""

@@ -130,6 +130,11 @@ class LiveTables:
     def user_by_id(self, user_id: str) -> UserRecord | None:
         return None if self.contact.stale else self._users.get(user_id)
 
+    def limits(self, limit_id: str) -> Limits | None:
+        """Those in force for this key ("ID"), user ("user:ID") or team ("team:ID"); None: it never had any, or is no more."""
+        known = self._limited.get(limit_id)
+        return None if known is None else known.limits
+
     def limited(self) -> Iterator[Limited]:
         """Everyone that has limits. Do not await while iterating."""
         return iter(self._limited.values())
