@@ -18,7 +18,9 @@ from gateway.relay.operations import ROUTES
 from tests.faults.calls import CALLS
 from tests.faults.matrix import Report, cases, rounds
 
-ROUNDS = 2
+pytestmark = pytest.mark.alone  # clocks of half a second run out where the machine is busy
+
+ROUNDS = 1
 CASES = cases()
 
 
