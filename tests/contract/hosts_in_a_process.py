@@ -1,8 +1,8 @@
 """A process with limits over several hosts: python -m tests.contract.hosts_in_a_process URL WORK, of tests/contract/test_hosts.py.
 
 hold NUMBER      reserves so many requests of the caller `k`, says so, and waits to be killed
-storm SECONDS    asks for `s` with 16 at a time, then prints, one line each, when a request was admitted (monotonic seconds, the same
-                 clock in all processes), when it ended, and its tokens and cost
+storm SECONDS    asks for `s` with 16 at a time, then prints, one line each, when a request was asked for, admitted and ended (monotonic
+                 seconds: the same clock in all processes). SECONDS/HOLD: each holds its permit HOLD seconds
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import time
 
 from auth.principal import Budget, Limited, Limits
+from gateway.errors import Unavailable
 from gateway.limits.base import Refusal
 from tests.hosts import ask, host
 
@@ -27,7 +28,7 @@ async def hold(url: str, number: int) -> None:
         await asyncio.sleep(60)
 
 
-async def storm(url: str, seconds: float) -> None:
+async def storm(url: str, seconds: float, hold_s: float = 0.01) -> None:
     callers = (Limited("s", STORM), Limited("user:u", Limits(rpm=10_000)))
     lines: list[str] = []
     async with host(url) as limiter:
@@ -38,12 +39,16 @@ async def storm(url: str, seconds: float) -> None:
         async def client() -> None:
             while time.monotonic() < end_s:
                 asked_s = time.monotonic()
-                permit = await ask(limiter, callers, 40, 400)
+                try:
+                    permit = await ask(limiter, callers, 40, 400)
+                except Unavailable:
+                    await asyncio.sleep(0.05)
+                    continue
                 if isinstance(permit, Refusal):
                     await asyncio.sleep(0.02)
                     continue
                 admitted_s = time.monotonic()
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(hold_s)
                 lines.append(f"{asked_s} {admitted_s} {time.monotonic()}")
                 permit.settle(30, 300)
 
@@ -53,4 +58,4 @@ async def storm(url: str, seconds: float) -> None:
 
 if __name__ == "__main__":
     _, given, work, argument = sys.argv
-    asyncio.run(hold(given, int(argument)) if work == "hold" else storm(given, float(argument)))
+    asyncio.run(hold(given, int(argument)) if work == "hold" else storm(given, *map(float, argument.split("/"))))
