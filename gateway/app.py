@@ -425,7 +425,8 @@ class Services:
             stopped, self._limiter.stopped = self._limiter.stopped, set()
             now_s, found = time.time(), set()
             for limit_id, kind in stopped:
-                limits = self.live.limits(limit_id)
+                of_model = limit_id.startswith("model:")
+                limits = self._models.kept(limit_id).limits if of_model else self.live.limits(limit_id)
                 event = budget_events.stopped(limit_id, kind, limits, now_s) if limits is not None else None
                 if event is not None and event not in noted:
                     found.add(event)

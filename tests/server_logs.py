@@ -14,7 +14,15 @@ from tests.oidc_provider import CLIENT_SECRET
 from tests.security.marks import shapes_in
 
 # Secrets that many tests share. (What a test marks for itself it searches for itself.)
-WORDS = (PASSWORD, CLIENT_SECRET, "nine lanterns under the bridge", "sk-upstream", "upstream-secret", "secret stack of the upstream")
+WORDS = (
+    PASSWORD,
+    CLIENT_SECRET,
+    "nine lanterns under the bridge",
+    "sk-upstream",
+    "upstream-secret",
+    "secret stack of the upstream",
+    "secret of a webhook",
+)
 
 
 def faults_in(log: bytes) -> list[str]:

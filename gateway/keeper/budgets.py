@@ -10,6 +10,7 @@ next, which sends it again: at least once. Who receives it knows a repetition by
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 import time
@@ -22,7 +23,9 @@ import structlog
 
 from auth.principal import Limits
 from gateway.limits.budget import format_usd
-from gateway.store import budget_events, changelog
+from gateway.routing.stored import read_stored
+from gateway.routing.table import model_limits
+from gateway.store import budget_events, changelog, revisions
 from gateway.store.budget_events import SPENT, TOKEN_BUDGET, Due, Event, budgets_of, dumped, passed, with_budgets
 from gateway.store.engine import Connection, Database
 from gateway.store.rollups import HOUR_S
@@ -32,6 +35,7 @@ logger = structlog.get_logger(__name__)
 
 BACK_S = 2 * HOUR_S  # a request counts for the hour that it began in, and may take one
 EVERYONE_S = 3600.0
+REST = 9  # times as long as it has looked: where there is much to look at, a tenth of the time goes there
 KEPT_S = 86_400.0  # behind the end of a window
 SETTLE_S = 2.0  # what a server has noted is told when the books hold what led to it
 CLAIM_S = 60.0  # longer than an attempt takes
@@ -48,20 +52,27 @@ class Sends(Protocol):
 
 
 class BudgetWatch:
-    """`look` is called every second or two. `wall`: Unix seconds."""
+    """`look` is called every second or two. `wall`: Unix seconds. `rest`: how many times as long as it has looked it rests."""
 
-    def __init__(self, db: Database, webhook: Sends, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, db: Database, webhook: Sends, wall: Callable[[], float] = time.time, rest: float = REST) -> None:
         self._db = db
         self._webhook = webhook
         self._wall = wall
+        self._rest = rest
         self._shipped: tuple[Any, ...] = ()
         self._applied = -1
         self._everyone_at = 0.0
+        self._rests_until_s = 0.0
+        self._models: dict[str, Limits] = {}  # those of the live revision, by limit id
         self._known: set[tuple[str, str, str, float, int]] = set()  # those that are certainly written down
 
     async def look(self) -> None:
         """Write down what is to be told, and tell what is due. Raises `StoreUnavailable`."""
-        await self._note()
+        began_s = time.monotonic()
+        if began_s >= self._rests_until_s:
+            await self._note()
+            ended_s = time.monotonic()
+            self._rests_until_s = ended_s + (ended_s - began_s) * self._rest
         await self._send()
 
     async def _note(self) -> None:
@@ -69,7 +80,7 @@ class BudgetWatch:
         async with self._db.read() as conn:
             applied, shipped = await changelog.latest(conn), await budget_events.shipped(conn)
             who = await self._who(conn, applied, shipped, now_s)
-            found = await _to_tell(conn, who, now_s) if who is None or who else []
+            found = await _to_tell(conn, await self._limits(conn, who), now_s) if who is None or who else []
         new = [(event, body) for event, body in found if event.key not in self._known]
         if new:
             async with self._db.write() as conn:
@@ -92,23 +103,33 @@ class BudgetWatch:
             heads = {"key": "", "user": "user:", "team": "team:"}
             entries = await changelog.after(conn, self._applied)
             who |= {heads[entry.kind] + entry.entity_id for entry in entries if entry.kind in heads}
+            if any(entry.kind == "revision" for entry in entries):
+                self._models = await _of_models(conn)
+                who |= self._models.keys()
         if shipped != self._shipped:
             who |= await budget_events.spenders(conn, (now_s - BACK_S) // HOUR_S * HOUR_S)
         return who
+
+    async def _limits(self, conn: Connection, who: set[str] | None) -> dict[str, Limits]:
+        """Of those of them that have budgets, by limit id."""
+        if who is None:
+            self._models = await _of_models(conn)
+        models = {limit_id: limits for limit_id, limits in self._models.items() if who is None or limit_id in who}
+        return await with_budgets(conn, who) | models
 
     async def _send(self) -> None:
         now_s = self._wall()
         async with self._db.read() as conn:
             waiting = [one for one in await budget_events.due(conn, now_s, _AT_ONCE) if one.body or one.created_at + SETTLE_S <= now_s]
-        for one in waiting:
-            await self._tell(one)
+        await asyncio.gather(*(self._tell(one) for one in waiting))
 
     async def _tell(self, one: Due) -> None:
         event, now_s = one.event, self._wall()
         body = one.body
         if not body:
             async with self._db.read() as conn:
-                body = await _body_of(conn, event, now_s)
+                limits = (await self._limits(conn, {event.limit_id})).get(event.limit_id)
+                body = "" if limits is None else await _body_of(conn, event, limits, now_s)
         async with self._db.write() as conn:
             if not body:  # the budget is another one by now, or gone
                 await budget_events.finish(conn, event)
@@ -133,8 +154,12 @@ def event_id(event: Event) -> str:
     return "evt_" + hashlib.sha256(repr(event.key).encode()).hexdigest()[:24]
 
 
-async def _to_tell(conn: Connection, who: set[str] | None, now_s: float) -> list[tuple[Event, str]]:
-    limits = await with_budgets(conn, who)
+async def _of_models(conn: Connection) -> dict[str, Limits]:
+    revision = await revisions.live_revision(conn)
+    return {} if revision is None else model_limits(read_stored(revision.document).document)
+
+
+async def _to_tell(conn: Connection, limits: dict[str, Limits], now_s: float) -> list[tuple[Event, str]]:
     found: list[tuple[Event, str]] = []
     for some in _chunks(limits):
         spent = await spent_in_windows(conn, some, now_s)
@@ -144,11 +169,8 @@ async def _to_tell(conn: Connection, who: set[str] | None, now_s: float) -> list
     return found
 
 
-async def _body_of(conn: Connection, event: Event, now_s: float) -> str:
+async def _body_of(conn: Connection, event: Event, limits: Limits, now_s: float) -> str:
     """Of an event that a server has noted; "" where its budget is another one by now, or its window is over."""
-    limits = (await with_budgets(conn, {event.limit_id})).get(event.limit_id)
-    if limits is None:
-        return ""
     now = [budget_events.stopped(event.limit_id, kind, limits, now_s) for kind, _, _ in budgets_of(limits)]
     if event not in now:
         return ""
@@ -159,11 +181,11 @@ def _body(event: Event, limits: Limits, spent: dict[tuple[str, str | None], tupl
     in_tokens = event.kind == TOKEN_BUDGET
     window, amount = next((budget.window, amount) for kind, budget, amount in budgets_of(limits) if kind == event.kind)
     used = spent[event.limit_id, window][in_tokens]
-    whose, _, name = event.limit_id.rpartition(":")
+    whose, _, name = event.limit_id.partition(":") if ":" in event.limit_id else ("key", "", event.limit_id)
     return dumped({
         "type": event.type,
         "event": event_id(event),
-        "whose": whose or "key",
+        "whose": whose,
         "id": name,
         "unit": "tokens" if in_tokens else "usd",
         "spent": used if in_tokens else format_usd(used),

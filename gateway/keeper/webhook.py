@@ -6,6 +6,7 @@ receives it compares it, and refuses what is more than some minutes old. `x-gate
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ssl
@@ -49,9 +50,12 @@ class Webhook:
         if self._secret:
             headers["x-gateway-signature"] = signature(self._secret, int(self._clock()), content)
         try:
-            async with self._http.stream("POST", self._url, content=content, headers=headers) as answer:
+            async with (
+                asyncio.timeout(2 * TIMEOUT_S),  # each step has its own limit; who trickles is cut off here
+                self._http.stream("POST", self._url, content=content, headers=headers) as answer,
+            ):
                 return "" if answer.is_success else str(answer.status_code)  # the body is nobody's: its length does not matter
-        except httpx.TimeoutException:
+        except (TimeoutError, httpx.TimeoutException):
             return "timeout"
         except AddressForbidden:
             return "forbidden"

@@ -129,12 +129,12 @@ async def shipped(conn: AsyncConnection) -> tuple[Any, ...]:
 
 
 async def spenders(conn: AsyncConnection, since_s: float) -> set[str]:
-    """The limit ids of all keys, users and teams that have used anything in hours that began then or later."""
+    """The limit ids of all keys, users, teams and models with any use in hours that began then or later."""
     hours = usage_by_hour.c
-    rows = await conn.execute(select(hours.key_id, hours.user_id, hours.team_id).where(hours.at >= since_s).distinct())
+    rows = await conn.execute(select(hours.key_id, hours.user_id, hours.team_id, hours.model).where(hours.at >= since_s).distinct())
     found: set[str] = set()
-    for key_id, user_id, team_id in rows:
-        found.update((key_id, f"user:{user_id}", f"team:{team_id}"))
+    for key_id, user_id, team_id, model in rows:
+        found.update((key_id, f"user:{user_id}", f"team:{team_id}", f"model:{model}"))
     return found - {"", "user:", "team:"}
 
 

@@ -58,12 +58,12 @@ class World:
     booked: int = 0
 
     def watch(self) -> BudgetWatch:
-        """As of a keeper that has just started."""
-        return BudgetWatch(self.db, self.desk, lambda: self.now_s)
+        """As of a keeper that has just started; it looks whenever it is asked to."""
+        return BudgetWatch(self.db, self.desk, lambda: self.now_s, rest=0)
 
-    async def spend(self, cost_pusd: int, tokens: int = 0) -> None:
+    async def spend(self, cost_pusd: int, tokens: int = 0, model: str = "m") -> None:
         self.booked += 1
-        row = UsageRecord(f"r{self.booked}", self.now_s, "chat", self.key_id, self.user_id, "m", 1, team_id=self.team_id)
+        row = UsageRecord(f"r{self.booked}", self.now_s, "chat", self.key_id, self.user_id, model, 1, team_id=self.team_id)
         async with self.db.write() as conn:
             values = asdict(row) | {"cost_pusd": cost_pusd, "prompt_tokens": tokens}
             await booking.insert_usage(conn, [values], f"segment {self.booked}", 1)
@@ -146,6 +146,29 @@ async def test_a_changed_or_reset_budget_is_told_of_again(world: World) -> None:
     await world.spend(9)
     await watch.look()
     assert world.news() == [("budget.spent", "key")]
+
+
+async def test_a_models_budget_is_told_of_too(world: World) -> None:
+    """Its id may have a colon."""
+    watch = world.watch()
+    await watch.look()
+    limits = {"budget": "0.00000000001/day", "soft": 50}
+    document = {"models": [{"id": "m:7b", "limits": limits, "backends": [{"type": "echo"}]}, {"id": "m", "backends": [{"type": "echo"}]}]}
+    await changes.apply_revision(world.db, world.generation, CLI, document, note="")
+    await world.spend(5)
+    await watch.look()
+    assert world.news() == []
+    await world.spend(6, model="m:7b")
+    await watch.look()
+    (told,) = world.desk.told
+    assert (told["type"], told["whose"], told["id"], told["spent"]) == ("budget.soft", "model", "m:7b", "0.000000000006")
+    event = budget_events.stopped("model:m:7b", "budget", Limits(budget=Budget(10, "day"), soft=50), world.now_s)
+    assert event is not None
+    async with world.db.write() as conn:
+        await budget_events.put(conn, [(event, "")], world.now_s)
+    world.now_s += 3
+    await world.watch().look()
+    assert world.news() == [("budget.soft", "model"), ("budget.spent", "model")]
 
 
 async def test_it_is_tried_until_it_is_taken(world: World) -> None:
