@@ -65,6 +65,7 @@ class HostLimits:
         self._over_hosts: HostsLimiter | None = None
         self._counts = True
         self._host_id = ""
+        self._since_s: float | None = None
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -85,6 +86,10 @@ class HostLimits:
         """After the last request has settled."""
         if self._watching is not None:
             self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+            with contextlib.suppress(StoreUnavailable):
+                async with self._db.write() as conn:
+                    await hosts.leave(conn, self._host_id)
         if self._over_hosts is not None:
             await self._over_hosts.close()
 
@@ -102,7 +107,8 @@ class HostLimits:
         """Say that this host is here, and see who else is."""
         shares = self._over_hosts is not None
         async with self._db.write() as conn:
-            me, others = await hosts.announce(conn, self._host_id, time.time(), shares)
+            me, others = await hosts.announce(conn, self._host_id, time.time(), shares, self._since_s)
+        self._since_s = me.since_s
         counts = shares or not any(other.shares or (other.since_s, other.id) < (me.since_s, me.id) for other in others)
         if counts != self._counts:
             self._counts = counts

@@ -23,6 +23,7 @@ local PERIOD = {60 * SECOND, 60 * SECOND, 86400 * SECOND, 86400 * SECOND}
 local STEADY = 2 * SECOND        -- a raised limit fills its bucket up when it has been the same this long: hosts learn of it one by one
 local GONE, GONE_AFTER_BREAK, LEASE = 0.8 * SECOND, 3 * SECOND, 15 * SECOND
 local SWEEP, GATHER = 0.25 * SECOND, 1.5 * SECOND
+local STILL = 2 * SECOND         -- without any step: it was this server that was away, and nobody could show that they live
 local time = redis.call('TIME')
 local now = time[1] * SECOND + time[2]
 local me, session, beats = unpack(cjson.decode(ARGV[1]))
@@ -254,13 +255,17 @@ local function give_back(process)
   redis.call('SREM', P .. ':processes', process)
 end
 
-local function sweep()
+local function sweep(was_still)
   local mine = tonumber(redis.call('HGET', P .. ':process:' .. me, 'again') or 0)
   local patience = now - mine < 2 * GONE_AFTER_BREAK and GONE_AFTER_BREAK or GONE  -- all connections broke, not this one alone
   for _, process in ipairs(redis.call('SMEMBERS', P .. ':processes')) do
     local key = P .. ':process:' .. process
     local seen, missing = unpack(redis.call('HMGET', key, 'seen', 'missing'))
     seen, missing = tonumber(seen or 0), tonumber(missing or 0)
+    if was_still then
+      seen, missing = now, 0
+      redis.call('HSET', key, 'seen', now, 'missing', 0)
+    end
     if redis.call('PUBSUB', 'NUMSUB', P .. ':alive:' .. process)[2] > 0 then
       if missing > 0 then redis.call('HSET', key, 'missing', 0) end
     elseif missing == 0 then
@@ -368,9 +373,10 @@ while i <= #ARGV do
   answers[#answers + 1] = answer
   i = i + 1
 end
-if joined and now - (tonumber(state[3]) or 0) > SWEEP then
+local swept = tonumber(state[3]) or 0
+if joined and now - swept > SWEEP then
   redis.call('HSET', P .. ':state', 'swept', now)
-  sweep()
+  sweep(now - swept > STILL)
 end
 local reply = {answers}
 for name in pairs(changed) do

@@ -28,8 +28,12 @@ class Host:
     shares: bool
 
 
-async def announce(conn: AsyncConnection, host_id: str, now_s: float, shares: bool) -> tuple[Host, list[Host]]:
-    """This host is here; itself and the others that are. It is here since it was last gone."""
+async def announce(
+    conn: AsyncConnection, host_id: str, now_s: float, shares: bool, known_since_s: float | None = None
+) -> tuple[Host, list[Host]]:
+    """This host is here; itself and the others that are. It is here since it was last gone, or since `known_since_s`, as one of its
+    processes remembers.
+    """
     present: dict[str, Host] = {}
     for name, value in await conn.execute(select(meta.c.name, meta.c.value).where(meta.c.name.startswith(_PREFIX))):
         known = json.loads(value)
@@ -39,11 +43,17 @@ async def announce(conn: AsyncConnection, host_id: str, now_s: float, shares: bo
         elif now_s - host.seen_s > _KEPT_S:
             await conn.execute(delete(meta).where(meta.c.name == name))
     before = present.pop(host_id, None)
-    own = Host(host_id, before.since_s if before is not None else now_s, now_s, shares)
+    since_s = min(time_s for time_s in (before.since_s if before is not None else now_s, known_since_s) if time_s is not None)
+    own = Host(host_id, since_s, now_s, shares)
     value = json.dumps({"since": own.since_s, "seen": own.seen_s, "shares": own.shares})
     statement = (sqlite if conn.dialect.name == "sqlite" else postgresql).insert(meta).values(name=_PREFIX + host_id, value=value)
     await conn.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"value": value}))
     return own, list(present.values())
+
+
+async def leave(conn: AsyncConnection, host_id: str) -> None:
+    """One of its processes ends. Others say again that they are here."""
+    await conn.execute(delete(meta).where(meta.c.name == _PREFIX + host_id))
 
 
 async def installation(conn: AsyncConnection, name: str) -> str:

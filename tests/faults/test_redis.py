@@ -114,3 +114,8 @@ def test_a_second_host_without_redis_refuses_who_has_limits(hosts: Hosts) -> Non
     first.kill()
     first.start()  # it is not new for having been killed
     assert (chat(second, key).status_code, chat(first, key).status_code) == (503, 200)
+    first.stop()
+    deadline_s = time.monotonic() + 20
+    while chat(second, key).status_code != 200:  # it is the first now
+        assert time.monotonic() < deadline_s
+        time.sleep(0.2)
