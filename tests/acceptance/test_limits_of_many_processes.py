@@ -16,8 +16,6 @@ import pytest
 
 from tests.gateway_process import Gateway, gateway
 
-pytestmark = pytest.mark.alone
-
 PATIENCE = aiohttp.ClientTimeout(total=30)
 CONFIG = """
 models:
@@ -85,6 +83,7 @@ async def test_a_budget_is_never_passed(running: Gateway) -> None:
     assert 0.0005 - 0.00016 < spent <= 0.0005, "within one reservation of it"
 
 
+@pytest.mark.alone
 async def test_what_a_killed_process_ran_is_free_within_a_second(running: Gateway) -> None:
     headers = await asyncio.to_thread(key, running, "--concurrency", "20")
     begun: dict[int, str] = {}

@@ -18,8 +18,6 @@ from openai import AsyncOpenAI
 
 from tests.gateway_process import Gateway, gateway
 
-pytestmark = pytest.mark.alone
-
 IN_FORCE_S = 0.05
 REQUESTS, CLIENTS = 4000, 50
 CONFIG = """
@@ -134,6 +132,7 @@ class Streams:
         await asyncio.gather(*self._tasks)
 
 
+@pytest.mark.alone
 async def test_drain_under_load_and_rollback(running: Gateway, client: AsyncOpenAI) -> None:
     since = now()
     streams = Streams(client)
@@ -171,6 +170,7 @@ def test_no_weight_at_all_is_503(running: Gateway, key: str) -> None:
         assert "drained" in {model.id for model in client.models.list()}
 
 
+@pytest.mark.alone
 async def test_revocation_is_in_force_at_once(running: Gateway) -> None:
     """Refused 50 ms after the command returned; a stream that runs by then ends in peace."""
     issued = running.cli_json("keys", "create", "--name", "to be revoked")
@@ -192,6 +192,7 @@ async def test_revocation_is_in_force_at_once(running: Gateway) -> None:
         assert text.split() == words.split()
 
 
+@pytest.mark.alone
 async def test_a_new_key_works_at_once(running: Gateway) -> None:
     key = await asyncio.to_thread(running.key, "fresh")
     async with AsyncOpenAI(base_url=f"{running.url}/v1", api_key=key, max_retries=0) as client:
@@ -199,6 +200,7 @@ async def test_a_new_key_works_at_once(running: Gateway) -> None:
         await client.chat.completions.create(model="split", messages=[{"role": "user", "content": "hi"}])
 
 
+@pytest.mark.alone
 async def test_rotation_keeps_the_old_text_for_its_grace(running: Gateway) -> None:
     issued = running.cli_json("keys", "create", "--name", "to be rotated")
     renewed = await asyncio.to_thread(running.cli_json, "keys", "rotate", issued["id"], "--grace", "1s")
