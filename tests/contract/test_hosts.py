@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -172,6 +173,21 @@ async def test_a_window_that_is_over_begins_anew_on_all_hosts_and_never_goes_bac
         admitted(await ask(first, one(limits), 0, 60)).settle(0, 60)
         assert refused(await ask(late, one(limits), 0, 60)).kind == "budget"
         admitted(await ask(late, one(limits), 0, 40)).settle(0, 40)
+
+
+async def test_a_budget_that_was_set_back_begins_anew_on_all_hosts(redis_server: RedisServer) -> None:
+    """However often."""
+    before = Limits(budget=Budget(100, "month"), token_budget=TokenBudget(50))
+    async with host(redis_server.url) as first, host(redis_server.url) as second:
+        callers = one(before)
+        admitted(await ask(first, callers, 0, 100)).settle(0, 100)
+        assert refused(await ask(second, callers, 0, 1)).kind == "budget"
+        for since_s in (1_900_000_000.0, 1_900_000_000.001, 1_900_000_062.0):
+            callers = one(replace(before, since=since_s))
+            admitted(await ask(second, callers, 10, 60)).settle(10, 60)
+            admitted(await ask(first, callers, 40, 40)).settle(40, 40)
+            assert refused(await ask(second, callers, 0, 1)).kind == "budget"
+            assert refused(await ask(second, callers, 1, 0)).kind == "token_budget"
 
 
 async def test_hosts_that_learn_of_a_change_one_after_the_other_admit_no_more(redis_server: RedisServer) -> None:
