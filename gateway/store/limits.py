@@ -10,27 +10,18 @@ NAMES = (
     "rpm", "tpm", "concurrency", "budget_pusd", "budget_window", "rpd", "tpd", "token_budget", "token_budget_window", "soft",
     "budget_since",
 )  # fmt: skip
+_NOTHING = (None,) * len(NAMES)
 _UNLIMITED = Limits()  # most have none: they share it
 
 
-def limits_of(
-    rpm: int | None,
-    tpm: int | None,
-    concurrency: int | None,
-    budget_pusd: int | None,
-    budget_window: str | None,
-    rpd: int | None,
-    tpd: int | None,
-    tokens: int | None,
-    tokens_window: str | None,
-    soft: int | None,
-    since: float | None,
-) -> Limits:
+def limits_of(*values: Any) -> Limits:
     """Of the columns' values, in the order of `NAMES`."""
-    budget = None if budget_pusd is None else Budget(budget_pusd, budget_window)
+    if values == _NOTHING:
+        return _UNLIMITED
+    rpm, tpm, concurrency, pusd, window, rpd, tpd, tokens, tokens_window, soft, since = values
+    budget = None if pusd is None else Budget(pusd, window)
     token_budget = None if tokens is None else TokenBudget(tokens, tokens_window)
-    limits = Limits(rpm, tpm, concurrency, budget, rpd, tpd, token_budget, soft, since)
-    return _UNLIMITED if limits == _UNLIMITED else limits
+    return Limits(rpm, tpm, concurrency, budget, rpd, tpd, token_budget, soft, since)
 
 
 def limit_values(limits: Limits) -> dict[str, Any]:

@@ -7,10 +7,10 @@ rest of that hour is read from its rows, and the rest of that day from sums by t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth.principal import Limits
@@ -25,7 +25,7 @@ Spent = tuple[int, int]
 """(1e-12 USD, tokens)."""
 Of = Literal["key", "user", "team", "model"]
 _KINDS: tuple[Of, ...] = ("user", "team", "model")
-_CHUNK = 500
+_CHUNK = 100  # at once, of those that were set back; any SQLite takes 999 values
 _NOTHING = (0, 0)
 
 
@@ -86,50 +86,55 @@ def _named(limit_id: str) -> tuple[Of, str]:
 async def _spent(conn: AsyncConnection, kind: Of, since: Mapping[str, float]) -> dict[str, Spent]:
     midnights = {name: -(-at_s // DAY_S) * DAY_S for name, at_s in since.items()}
     found = {name: (used.cost_pusd, used.tokens) for name, used in (await used_since(conn, kind, midnights)).items()}
-    for at_s in {at_s for at_s in since.values() if at_s % DAY_S}:
-        names = [name for name, start_s in since.items() if start_s == at_s]
-        for start in range(0, len(names), _CHUNK):
-            for name, pusd, tokens in await _rest_of_day(conn, kind, names[start : start + _CHUNK], at_s):
-                before = found.get(name, _NOTHING)
-                found[name] = (before[0] + pusd, before[1] + tokens)
+    inside = [(name, at_s) for name, at_s in since.items() if at_s % DAY_S]
+    for start in range(0, len(inside), _CHUNK):
+        for name, pusd, tokens in await _rest_of_days(conn, kind, dict(inside[start : start + _CHUNK])):
+            before = found.get(name, _NOTHING)
+            found[name] = (before[0] + pusd, before[1] + tokens)
     return found
 
 
-async def _rest_of_day(conn: AsyncConnection, kind: Of, names: list[str], since_s: float) -> Iterable[tuple[str, int, int]]:
-    """(name, pusd, tokens), several of a name, from this moment to the midnight after it."""
-    hour = int(-(-since_s // HOUR_S)) * HOUR_S
-    if since_s < hour:
-        if await days.existing(conn, since_s, since_s + 1):
-            rows = (await conn.execute(_of_rows(kind, names, since_s, hour))).all()
-            found = [(row[0], int(row[1]), int(row[2])) for row in rows]
+async def _rest_of_days(conn: AsyncConnection, kind: Of, since: Mapping[str, float]) -> list[tuple[str, int, int]]:
+    """(name, pusd, tokens), several of a name: of each from its moment to the midnight after it."""
+    hours = {name: -int(-at_s // HOUR_S) * HOUR_S for name, at_s in since.items()}
+    by_day: dict[int, dict[str, float]] = {}
+    for name, at_s in since.items():
+        if at_s < hours[name]:
+            by_day.setdefault(day_of(at_s), {})[name] = at_s
+    there = set(await days.existing(conn)) if by_day else set()
+    found: list[tuple[str, int, int]] = []
+    for day, moments in by_day.items():
+        if day in there:
+            rows = (await conn.execute(_of_rows(kind, day, moments, hours))).all()
+            found += [(row[0], int(row[1]), int(row[2])) for row in rows]
         else:  # the rows are no more: rather the whole hour than none of it
-            hour -= HOUR_S
-            found = []
-    else:
-        found = []
-    midnight = (day_of(since_s) + 1) * DAY_S
-    rows = (await conn.execute(_of_hours(kind, names, hour, midnight))).all()
+            hours |= {name: hours[name] - HOUR_S for name in moments}
+    rows = (await conn.execute(_of_hours(kind, since, hours))).all()
     return found + [(row[0], int(row[1]) * SPLIT + int(row[2]), int(row[3]) + int(row[4])) for row in rows]
 
 
-def _of_rows(kind: Of, names: list[str], since_s: float, until_s: float) -> Any:
-    row = day_table(day_of(since_s)).c
+def _of_rows(kind: Of, day: int, moments: Mapping[str, float], hours: Mapping[str, int]) -> Any:
+    row = day_table(day).c
     who: ColumnElement[Any] = row.model if kind == "model" else row[f"{kind}_id"]
+
+    def theirs(name: str, at_s: float) -> ColumnElement[bool]:
+        chosen = [who == name, row.started_at >= at_s, row.started_at < hours[name]]
+        if kind == "user":  # the index is by key: their keys, and no key
+            chosen.append(or_(row.key_id.is_(None), row.key_id.in_(select(api_keys.c.id).where(api_keys.c.user_id == name))))
+        return and_(*chosen)
+
     query = select(who, func.sum(row.cost_pusd), func.sum(row.prompt_tokens + row.completion_tokens))
-    query = query.where(row.started_at >= since_s, row.started_at < until_s, who.in_(names))
-    if kind == "user":  # the index is by key: their keys, and no key
-        query = query.where(or_(row.key_id.is_(None), row.key_id.in_(select(api_keys.c.id).where(api_keys.c.user_id.in_(names)))))
-    return query.group_by(who)
+    return query.where(or_(*(theirs(name, at_s) for name, at_s in moments.items()))).group_by(who)
 
 
-def _of_hours(kind: Of, names: list[str], since_s: int, until_s: int) -> Any:
+def _of_hours(kind: Of, since: Mapping[str, float], hours: Mapping[str, int]) -> Any:
     who: ColumnElement[Any]
     if kind in ("key", "user"):
-        hours = usage_by_hour.c
-        who, chosen = hours[f"{kind}_id"], []
+        sums = usage_by_hour.c
+        who, chosen = sums[f"{kind}_id"], []
     else:
-        hours = usage_totals.c
-        who, chosen = hours.scope, [hours.step_s == HOUR_S, hours.kind == kind_name(kind, "all")]
-    used = (hours.cost_microusd, hours.cost_rest_pusd, hours.prompt_tokens, hours.completion_tokens)
-    query = select(who, *(func.sum(column) for column in used))
-    return query.where(*chosen, who.in_(names), hours.at >= since_s, hours.at < until_s).group_by(who)
+        sums = usage_totals.c
+        who, chosen = sums.scope, [sums.step_s == HOUR_S, sums.kind == kind_name(kind, "all")]
+    theirs = (and_(who == name, sums.at >= hours[name], sums.at < (day_of(at_s) + 1) * DAY_S) for name, at_s in since.items())
+    used = (sums.cost_microusd, sums.cost_rest_pusd, sums.prompt_tokens, sums.completion_tokens)
+    return select(who, *(func.sum(column) for column in used)).where(*chosen, or_(*theirs)).group_by(who)

@@ -96,3 +96,21 @@ async def test_what_was_spent_before_a_budget_was_set_back_does_not_count(db: Da
     await days.drop_before(db, at("2026-03-11T00:00"))  # the rows are dropped: the whole hour counts, rather than none of it
     async with db.read() as conn:
         assert (await spent_in_windows(conn, {limit_id: Limits(budget=Budget(1), since=reset_s)}, reset_s))[limit_id, None][0] == 11_110
+
+
+async def test_many_that_were_set_back_at_times_of_their_own(db: Database) -> None:
+    """Also on different days, and more of them than are asked for at once."""
+    noon_s = at("2026-03-10T12:00")
+    moments = {f"k{number}": noon_s + number * 977.5 for number in range(120)}
+    made = UsageRecord("r", 0, "chat", "k", "u", "m", 1)
+    rows = [
+        replace(made, request_id=f"{name} {offset_s}", key_id=name, started_at=since_s + offset_s, cost_pusd=cost)
+        for name, since_s in moments.items()
+        for offset_s, cost in ((-0.25, 1), (0.0, 10), (5000.0, 100), (200_000.0, 1000))
+    ]
+    async with db.write() as conn:
+        await booking.insert_usage(conn, [asdict(row) for row in rows], "segment", 1)
+    limits = {name: Limits(budget=Budget(1), since=since_s) for name, since_s in moments.items()}
+    async with db.read() as conn:
+        found = await spent_in_windows(conn, limits, noon_s + 1e6)
+    assert {spent for spent, _ in found.values()} == {1110}
