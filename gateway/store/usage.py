@@ -24,6 +24,7 @@ BYS: tuple[By, ...] = ("key", "model", "user", "team", "day", "hour", "backend",
 _PAGE = 1000
 _CHUNK = 500
 _END = 2**62  # no report has an end that late
+_MOST = 2**63 - 1  # what a column of numbers holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,10 @@ async def report(
     if wanted.team_id == "":
         return [], None
     span = _span(wanted)
-    place = _decoded(after)
-    if wanted.key_id or wanted.user_id or (wanted.team_id and wanted.model):
+    of_buckets = bool(wanted.key_id or wanted.user_id or (wanted.team_id and wanted.model))
+    # Sums have the names of versions as text, buckets their numbers.
+    place = _decoded(after, number=by in ("day", "hour") or (by == "version" and of_buckets))
+    if of_buckets:
         found = await _of_buckets(conn, by, wanted, span, place, limit)
     elif by in MANY:
         return await _of_many(conn, by, wanted, span, place, limit)
@@ -269,15 +272,19 @@ def _encoded(name: Any) -> str:
     return f"{'n' if isinstance(name, int) else 't'}{name}"
 
 
-def _decoded(place: str) -> Any:
-    """None for the first page. Raises `ValueError` for what is no place."""
+def _decoded(place: str, *, number: bool) -> Any:
+    """None for the first page. Raises `ValueError` for what is no place among such groups: databases do not compare text with numbers."""
     if not place:
         return None
-    if place[0] == "n":
-        return int(place[1:])
-    if place[0] == "t":
-        return place[1:]
-    raise ValueError("not a place in a report")
+    mark, name = place[0], place[1:]
+    if mark != ("n" if number else "t"):
+        raise ValueError("not a place in this report")
+    if not number:
+        return name
+    group = int(name)
+    if not 0 <= group <= _MOST:
+        raise ValueError("not a number that a column holds")
+    return group
 
 
 # What counts against budgets.

@@ -54,6 +54,10 @@ async def test_the_same_in_every_form(plane: Plane, admin: httpx.AsyncClient, by
         paged += page["data"]
         after = page["next"]
     assert paged == whole["data"]
+    alone = {"by": by, "user": "u1"}
+    first = (await admin.get("/admin/usage", params=alone | {"limit": 1})).json()
+    assert len(first["data"]) == 1
+    assert (await admin.get("/admin/usage", params=alone | {"after": first["next"] or ""})).status_code == 200
     lines = await admin.get("/admin/usage", params={"by": by, "format": "jsonl"})
     assert [json.loads(line) for line in lines.text.splitlines()] == whole["data"]
     table = await admin.get("/admin/usage", params={"by": by}, headers={"accept": "text/csv"})
@@ -62,6 +66,17 @@ async def test_the_same_in_every_form(plane: Plane, admin: httpx.AsyncClient, by
         ["" if value is None else str(value) for value in line.values()] for line in whole["data"]
     ]
     assert sum(line["cached_tokens"] for line in whole["data"]) == 48
+
+
+@pytest.mark.parametrize("by", BYS)
+async def test_a_place_of_another_report_is_none(plane: Plane, admin: httpx.AsyncClient, by: str) -> None:
+    """Databases refuse to compare text with numbers, and numbers that no column holds."""
+    await book(plane, row(1, experiment="summer", arm="a"))
+    for more in ({}, {"user": "u1"}, {"team": "t1"}, {"model": "chat"}, {"format": "csv"}):
+        numbers = by in ("day", "hour") or (by == "version" and "user" in more)
+        for after in (*(("tabc", "t") if numbers else ("n5", "n0")), "n99999999999999999999", f"n{2**63}", "n-1", "n", "nabc", "x"):
+            answer = await admin.get("/admin/usage", params={"by": by, "after": after, **more})
+            assert answer.status_code == 400, (after, more, answer.text)
 
 
 async def test_filters(plane: Plane, admin: httpx.AsyncClient) -> None:
