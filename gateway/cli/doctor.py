@@ -60,6 +60,7 @@ def _examine() -> Iterator[Finding]:
         ("run folder", lambda settings: run_folder.look(settings.home, settings.run_dir)),
         ("secret key", _secret_key),
         ("database", _store),
+        ("redis", _redis),
         ("tls", _tls),
         ("port", _port),
         ("disk", _disk),
@@ -197,6 +198,24 @@ async def _sealed(db: Database, settings: Settings) -> list[Finding]:
     except StoreFault as fault:
         return [Finding("secrets", False, str(fault), "Set the GATEWAY_SECRET_KEY that they were stored with, or store them anew.")]
     return [Finding("secrets", True, "every stored secret can be opened")]
+
+
+def _redis(settings: Settings) -> Iterator[Finding]:
+    if not settings.redis_url:
+        return
+    from gateway.limits.redis import LinkLost, inspect  # it may not be installed
+
+    try:
+        version, forgets = asyncio.run(inspect(settings.redis_url))
+    except (LinkLost, ValueError) as error:
+        meanwhile = "callers with limits are refused" if settings.redis_away == "closed" else "each host decides on limits alone"
+        reason = error.reason if isinstance(error, LinkLost) else "the address cannot be read"
+        yield Finding("redis", False, f"does not answer ({reason}): {meanwhile}", "See that it runs, and that GATEWAY_REDIS_URL is right.")
+        return
+    if forgets:
+        yield Finding("redis", False, f"{version} may forget limits when its memory is full", "Set its maxmemory-policy to noeviction.")
+    else:
+        yield Finding("redis", True, f"{version} answers: limits hold over all hosts")
 
 
 def _tls(settings: Settings) -> Iterator[Finding]:

@@ -95,6 +95,18 @@ class RedisLink:
             lost()
 
 
+async def inspect(url: str) -> tuple[str, bool]:
+    """For people: the version that answers there, and whether it may forget keys to make room. Raises `LinkLost`, `ValueError`."""
+    client = _client(url)
+    try:
+        async with _mapped():
+            info: dict[str, Any] = await client.info()
+    finally:
+        await client.aclose()
+    forgets = bool(info.get("maxmemory")) and info.get("maxmemory_policy") != "noeviction"
+    return str(info.get("redis_version")), forgets
+
+
 @contextlib.asynccontextmanager
 async def _mapped(within_s: float = ANSWER_S):  # type: ignore[no-untyped-def]  # as `asynccontextmanager` wants it
     try:

@@ -20,6 +20,7 @@ from auth.principal import Budget, Limited, Limits, TokenBudget
 from gateway.errors import Unavailable
 from gateway.limits.base import FREE, Pending, Permit, Refusal
 from gateway.limits.budget import MAX_PUSD
+from gateway.limits.redis import LinkLost, inspect
 from tests.contract.hosts_in_a_process import HELD, STORM
 from tests.hosts import ask, host, until
 from tests.levels import own_limiter
@@ -405,3 +406,13 @@ async def test_without_redis_at_the_start_it_is_joined_when_it_comes(redis_serve
         redis_server.start()
         await until(lambda: not limiter.away)
         admitted(await ask(limiter, one(Limits(rpm=1))))
+
+
+async def test_what_people_are_told_of_it(redis_server: RedisServer) -> None:
+    version, forgets = await inspect(redis_server.url)
+    assert version[0].isdigit()
+    assert not forgets
+    redis_server.stop()
+    with pytest.raises(LinkLost) as caught:
+        await inspect(redis_server.url)
+    assert str(redis_server.port) not in caught.value.reason
