@@ -3,7 +3,8 @@
 Reads JSON lines (of the files named, else of stdin) and shares nothing with the gateway: the standard library's `decimal`, never a float.
 
     price  INPUT/OUTPUT/CACHED in USD per million tokens. CACHED empty: cached tokens cost as others. null: no price, the cost is 0
-    cost = ((prompt_tokens - cached_tokens) x INPUT + cached_tokens x CACHED + completion_tokens x OUTPUT) / 1,000,000
+    cost = ((prompt_tokens - cached_tokens) x INPUT + cached_tokens x CACHED + completion_tokens x OUTPUT) / 1,000,000,
+           at most (2^63 - 1) x 1e-12 USD
 
 Prints how many records there are and their sum, and one line on stderr for each whose `cost` is another. Exit code 1 if there is one.
 """
@@ -17,6 +18,7 @@ from decimal import Context, Decimal, Inexact, setcontext
 from typing import Any
 
 _MILLION = 1_000_000
+_MOST = Decimal(2**63 - 1).scaleb(-12)  # what a record can hold
 
 
 def recomputed(record: dict[str, Any]) -> Decimal:
@@ -27,7 +29,8 @@ def recomputed(record: dict[str, Any]) -> Decimal:
     of_cache: int = record["cached_tokens"]
     of_prompt: int = record["prompt_tokens"] - of_cache
     of_answer: int = record["completion_tokens"]
-    return (of_prompt * Decimal(each) + of_cache * Decimal(cached or each) + of_answer * Decimal(answer)) / _MILLION
+    cost = (of_prompt * Decimal(each) + of_cache * Decimal(cached or each) + of_answer * Decimal(answer)) / _MILLION
+    return min(cost, _MOST)
 
 
 def main(lines: Iterable[str]) -> int:

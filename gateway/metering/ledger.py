@@ -28,7 +28,7 @@ from gateway.errors import LedgerFull
 from gateway.metering.lines import begin_line, end_line
 from gateway.metering.progress import SUFFIX as SLOTS_SUFFIX
 from gateway.metering.progress import Progress, Reached, reached
-from gateway.metering.record import FIELDS, UsageRecord
+from gateway.metering.record import FIELDS, MAX_COST_PUSD, UsageRecord
 from gateway.metering.tried import NOT_TOLD
 
 SUFFIX = ".seg"
@@ -362,11 +362,17 @@ def _fill(record: UsageRecord, found: Reached, prompt_tokens: int) -> None:
 
 
 def priced(price: str | None, prompt: int, completion: int, cached: int) -> int:
-    """Cost in 1e-12 USD by a price as records hold it: INPUT/OUTPUT/CACHED, USD per million tokens, CACHED perhaps empty."""
+    """Cost in 1e-12 USD by a price as records hold it: INPUT/OUTPUT/CACHED, USD per million tokens, CACHED perhaps empty.
+
+    0 by what is no such price: a kill may have torn it.
+    """
     if price is None:
         return 0
-    rates = [int(Decimal(part).scaleb(6)) if part else None for part in price.split("/")]
+    try:
+        rates = [int(Decimal(part).scaleb(6)) if part else None for part in price.split("/")]
+    except (ArithmeticError, ValueError):
+        return 0
     if len(rates) != 3 or rates[0] is None or rates[1] is None:
         return 0
     cached_rate = rates[0] if rates[2] is None else rates[2]
-    return (prompt - cached) * rates[0] + cached * cached_rate + completion * rates[1]
+    return min((prompt - cached) * rates[0] + cached * cached_rate + completion * rates[1], MAX_COST_PUSD)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 ENDINGS = ("success", "rejected", "upstream_error", "timeout", "client_gone", "shutdown", "interrupted")
 TOKEN_SOURCES = ("backend", "tokenizer", "estimate")
+MAX_COST_PUSD = 2**63 - 1  # of one request, 9.2 million USD: what a BIGINT holds. What a backend's report makes dearer is booked at this
 
 
 @dataclass(slots=True, init=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gateway.metering.record import MAX_COST_PUSD
 from gateway.relay.tokenize import prompt_tokens
 from gateway.wire.body import positive
 from gateway.wire.multipart import Upload
@@ -152,14 +153,16 @@ def _bound(all_prices: list[Prices], prompt_bytes: int, output_tokens: int) -> i
         cost = (prompt_bytes + _TEMPLATE_TOKENS) * prompt_pusd + output_tokens * prices.output_pusd
         if cost > bound:
             bound = cost
-    return bound
+    return bound if bound < MAX_COST_PUSD else MAX_COST_PUSD
 
 
 def cost_pusd(prices: Prices | None, prompt: int, completion: int, cached: int) -> int:
-    """Exact cost of what was used. Cached prompt tokens have their own price where the route names one."""
+    """Exact cost of what was used, up to MAX_COST_PUSD. Cached prompt tokens have their own price where the route names one."""
     if prices is None:
         return 0
     if prices.cached_pusd is None or not cached:
-        return prompt * prices.input_pusd + completion * prices.output_pusd
-    cached = min(cached, prompt)
-    return (prompt - cached) * prices.input_pusd + cached * prices.cached_pusd + completion * prices.output_pusd
+        cost = prompt * prices.input_pusd + completion * prices.output_pusd
+    else:
+        cached = min(cached, prompt)
+        cost = (prompt - cached) * prices.input_pusd + cached * prices.cached_pusd + completion * prices.output_pusd
+    return cost if cost < MAX_COST_PUSD else MAX_COST_PUSD

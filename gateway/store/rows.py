@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from gateway.metering.record import MAX_COST_PUSD
 from gateway.store.days import COLUMNS
 
 WIDTH = len(COLUMNS)
@@ -48,7 +49,7 @@ def recomputed_pusd(price: str, prompt: int, completion: int, cached: int) -> in
     of_input, of_output, of_cached = price.split("/")
     input_pusd = _pusd(of_input)
     cached_pusd = _pusd(of_cached) if of_cached else input_pusd
-    return (prompt - cached) * input_pusd + cached * cached_pusd + completion * _pusd(of_output)
+    return min((prompt - cached) * input_pusd + cached * cached_pusd + completion * _pusd(of_output), MAX_COST_PUSD)
 
 
 def _pusd(usd_per_million: str) -> int:

@@ -14,6 +14,8 @@ import orjson
 import pytest
 
 from auth.principal import Limits
+from gateway.metering.lines import end_line
+from gateway.metering.record import FIELDS
 from gateway.routing.table import Prices
 from gateway.wire.tokens import Tokenizer
 from tests.faults import scripts
@@ -106,6 +108,22 @@ async def test_the_backends_own_count_goes_first(tokenizer: Tokenizer) -> None:
     assert (record.prompt_tokens, record.completion_tokens, record.token_source) == (12, 9, "backend")
     assert (record.cached_tokens, record.reasoning_tokens) == (5, 4)
     assert record.cost_pusd == 7 * 150_000 + 5 * 75_000 + 9 * 600_000
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_a_cost_above_what_can_be_written_down_ends_as_any_other(streams: bool) -> None:
+    """10,000 USD per million tokens, and a report of a billion of them."""
+    usage = {"usage": {"prompt_tokens": 1, "completion_tokens": 10**9}}
+    whole = {"object": "chat.completion", "model": "m", "choices": [{"index": 0, "message": {"content": "x"}}]} | usage
+    last = frame({"choices": []} | usage)
+    script = stream(frame(ROLE), *words("x"), frame(STOP), last, b"data: [DONE]\n\n") if streams else answers(whole)
+    async with counting(None, script, prices=Prices(10**10, 10**10)) as stage:
+        answer = await stage.chat(stream=streams)
+        assert answer.status == 200
+        record = await stage.record()
+        await stage.calm()
+    assert (record.completion_tokens, record.cost_pusd, record.ending) == (10**9, 2**63 - 1, "success")
+    assert len(end_line(*[getattr(record, name) for name in FIELDS])) > 100
 
 
 async def test_words_of_all_kinds_count(tokenizer: Tokenizer) -> None:

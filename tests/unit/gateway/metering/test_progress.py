@@ -181,7 +181,13 @@ def test_prices_as_text(prices: Prices, text: str) -> None:
     assert priced(text, 1000, 77, 300) == cost_pusd(prices, 1000, 77, 300)
 
 
-@pytest.mark.parametrize("text", [None, "", "1", "1/2", "//"])
+@pytest.mark.parametrize("text", ["0/10000/", "10000/0/10000"])
+def test_a_cost_that_no_row_can_hold_is_the_most_there_is(text: str) -> None:
+    own = Prices(0, 10**10) if text.startswith("0") else Prices(10**10, 0, 10**10)
+    assert priced(text, 10**9, 10**9, 5) == cost_pusd(own, 10**9, 10**9, 5) == 2**63 - 1
+
+
+@pytest.mark.parametrize("text", [None, "", "1", "1/2", "//", "1/x/", "1/2e/", "0.1\ufffd", "1/Infinity/", "1/NaN/", "1/1e999999999/"])
 def test_what_is_no_price_is_nothing(text: str | None) -> None:
     assert priced(text, 5, 5, 5) == 0
 

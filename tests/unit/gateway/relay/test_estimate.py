@@ -137,6 +137,11 @@ def test_what_is_reserved_is_the_price_of_the_time() -> None:
     assert wanted("chat", body, BUDGET, prices=Prices(0, 10, None, AT_S + 1)).cost_pusd == 0
 
 
+def test_no_bound_is_more_than_can_be_written_down() -> None:
+    made = wanted("chat", sent(model="m", max_tokens=10**15), BUDGET, prices=Prices(0, 10**12))
+    assert made.cost_pusd == 2**63 - 1
+
+
 def test_cached_tokens_may_be_the_dearer_ones() -> None:
     body = sent(model="m", max_tokens=1000)
     assert wanted("chat", body, BUDGET, prices=Prices(2, 3, 5)).cost_pusd == (len(body) + 64) * 5 + 3000

@@ -97,6 +97,13 @@ async def test_a_cost_that_is_not_its_prices_is_named(db: Database) -> None:
     assert recomputed_pusd("0/0.000001/", 5, 7, 5) == 7
 
 
+async def test_a_cost_that_a_row_cannot_hold_is_booked_as_the_most(db: Database) -> None:
+    async with db.write() as conn:
+        batch = [row(1, price="0/10000/", completion_tokens=10**9, cost_pusd=2**63 - 1)]
+        await booking.insert_usage(conn, batch, "a.seg", 1)
+    assert await faults_of(db) == []
+
+
 async def test_a_day_that_is_gone_is_named_unless_its_end_had_come(books: Database) -> None:
     await change(books, f"DROP TABLE {TODAY}")
     assert [(fault.kind, fault.where) for fault in await faults_of(books)] == [("day", "2026-03-01")]
