@@ -22,7 +22,7 @@ from gateway.changes.bounds import LIMITS, REACH, bounds_of, held_after, wider
 from gateway.changes.limits import FIELDS as _LIMITS
 from gateway.changes.limits import check_limits, edited, set_back, shown_limits
 from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound
-from gateway.store import keys, users
+from gateway.store import keys, password_links, users
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
 from gateway.store.keys import ApiKey
@@ -140,6 +140,7 @@ async def rotate_key(db: Database, generation: Generation, actor: Actor, key_id:
             key = replace(key, prefix=None)
             await keys.update_key(step.conn, key)
         await keys.replace_digest(step.conn, key.id, digest(text), step.now_s, step.now_s + grace_s)
+        await password_links.delete_issued_with(step.conn, key.id)  # whoever had the old text may have issued them
         await step.record("rotate", _ENTITY, key.id, shown(key), shown(key) | {"grace_s": grace_s})
     return IssuedKey(key.id, text, key.name, key.scopes, key.expires_at)
 

@@ -2,7 +2,8 @@
 
 A link is good once, for a day, and only while the user is what they were when it was issued: a role, a team, a password or an end of all
 logins that came after makes it void. Else the manager who made a link for a member could use it on the admin that the member has become.
-Nor does it outlive the right of who issued it: they are judged again when it is used, as if they issued it then.
+Nor does it outlive the right of who issued it: they are judged again when it is used, as if they issued it then, with the same credential.
+The end of all their logins, or a rotation of the key that they used, ends it too: it may have been somebody else who had that credential.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import time
 from dataclasses import dataclass, field
 
 from auth.throttle import customer
-from gateway.changes.actor import EXTERNAL, Actor, change, rights_of
+from gateway.changes.actor import EXTERNAL, Actor, Change, change, rights_of
 from gateway.errors import Conflict, InvalidRequest
-from gateway.store import login_addresses, password_links, tokens, users
+from gateway.store import keys, login_addresses, password_links, tokens, users
 from gateway.store.engine import Connection, Database
 from gateway.store.generation import Generation
 from gateway.store.password_links import Issuer
@@ -44,8 +45,8 @@ async def issue_password_link(db: Database, generation: Generation, actor: Actor
             raise Conflict("A service has no password: give it a key.")
         if not user.enabled:
             raise Conflict("This user is disabled: enable them first.")
-        link = PasswordLink(user, f"{user.id}.{secrets.token_urlsafe(32)}", step.now_s + LIFETIME_S)
-        issuer = Issuer(actor.user_id, actor.key_id)
+        issuer, expires_at = await _issuer(step)
+        link = PasswordLink(user, f"{user.id}.{secrets.token_urlsafe(32)}", expires_at)
         await password_links.put(step.conn, _digest(user, link.token), user.id, step.now_s, link.expires_at, issuer)
         await step.record("password_link", _ENTITY, user.id, None, {"expires_at": link.expires_at}, log=False)
         return link
@@ -84,13 +85,25 @@ async def _user(conn: Connection, token: str, now_s: float) -> User:
     return user
 
 
+async def _issuer(step: Change) -> tuple[Issuer, float]:
+    """(Who issues a link now, when it ends at the latest.)
+
+    A key that is being rotated has an older text, which may be the one that somebody found: nobody knows which was used.
+    """
+    user_id, key_id, expires_at = step.actor.user_id, step.actor.key_id, step.now_s + LIFETIME_S
+    user = None if user_id is None else await users.by_id(step.conn, user_id)
+    if key_id is not None:
+        expires_at = min(expires_at, await keys.grace_end(step.conn, key_id, step.now_s) or expires_at)
+    return Issuer(user_id, key_id, None if user is None else user.token_epoch), expires_at
+
+
 async def _stands(conn: Connection, issuer: Issuer, user: User, now_s: float) -> bool:
     """May who issued the link still do so?"""
     if issuer.user_id is None:  # whoever holds the machine
         return True
     if issuer.user_id.startswith(EXTERNAL):  # they have no row here: what their token said then is all that is known
         return True
-    actor = Actor(issuer.user_id, "api", login=issuer.key_id is None, key_id=issuer.key_id)
+    actor = Actor(issuer.user_id, "api", login=issuer.key_id is None, key_id=issuer.key_id, epoch=issuer.epoch)
     rights = await rights_of(conn, actor, now_s)
     return rights.whole and rights.manages(user)
 

@@ -144,6 +144,13 @@ async def replace_digest(conn: AsyncConnection, key_id: str, digest: bytes, now_
     await conn.execute(insert(api_key_digests).values(digest=digest, key_id=key_id, created_at=now_s, expires_at=None))
 
 
+async def grace_end(conn: AsyncConnection, key_id: str, now_s: float) -> float | None:
+    """When the last of its older texts ends; None: there is none."""
+    ends = api_key_digests.c.expires_at
+    found: float | None = (await conn.execute(select(func.max(ends)).where(api_key_digests.c.key_id == key_id, ends > now_s))).scalar()
+    return found
+
+
 def digest_rows(key_ids: Collection[str] | None = None) -> Select[Any]:
     """What process tables are made of, of these keys or of all.
 

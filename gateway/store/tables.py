@@ -129,6 +129,7 @@ password_links = Table(
     Column("expires_at", Time, nullable=False, index=True),
     Column("issued_by", Text),  # the user who issued it, and with which key; null: whoever holds the machine, a login
     Column("issued_with", Text),
+    Column("issued_epoch", Integer),  # the logins' of who issued it: once those have ended, so has the link
 )
 
 # Where a user has logged in from: such an address goes first when many try.

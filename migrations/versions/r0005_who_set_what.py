@@ -1,7 +1,8 @@
 """Who set what: which key acted, who issued a password link, and what of a user or key an admin has set.
 
 Nothing of that was kept until now. What bounds a user or a key therefore counts as set by an admin, unless a manager made the key: so a
-manager comes to widen nothing by an upgrade, and an admin can set it anew. Links learn their issuer from the audit log.
+manager comes to widen nothing by an upgrade, and an admin can set it anew. Links learn their issuer from the audit log;
+what counts is whether the issuer's logins end after the upgrade.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def upgrade() -> None:
     op.create_index(op.f("ix_audit_actor_key_id_id"), "audit", ["actor_key_id", "id"])
     op.add_column("password_links", sa.Column("issued_by", sa.Text(), nullable=True))
     op.add_column("password_links", sa.Column("issued_with", sa.Text(), nullable=True))
+    op.add_column("password_links", sa.Column("issued_epoch", sa.Integer(), nullable=True))
     for table in ("users", "api_keys"):
         op.add_column(table, sa.Column("held", sa.Text(), nullable=False, server_default="[]"))
     bind = op.get_bind()
@@ -70,7 +72,10 @@ def _held_of_key(row: Any) -> list[str]:
 
 def _name_issuers(bind: sa.Connection) -> None:
     audit = sa.table("audit", *(sa.column(name) for name in ("id", "action", "entity", "entity_id", "actor_user_id")))
-    links = sa.table("password_links", sa.column("user_id"), sa.column("issued_by"))
+    links = sa.table("password_links", *(sa.column(name) for name in ("user_id", "issued_by", "issued_epoch")))
+    users = sa.table("users", sa.column("id"), sa.column("token_epoch"))
     issued = sa.select(audit.c.actor_user_id).where(audit.c.action == "password_link", audit.c.entity == "user")
     newest = issued.where(audit.c.entity_id == links.c.user_id).order_by(audit.c.id.desc()).limit(1).scalar_subquery()
     bind.execute(sa.update(links).values(issued_by=newest))
+    epoch = sa.select(users.c.token_epoch).where(users.c.id == links.c.issued_by).scalar_subquery()
+    bind.execute(sa.update(links).values(issued_epoch=epoch))  # null where the machine issued it

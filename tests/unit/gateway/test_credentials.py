@@ -368,7 +368,9 @@ async def _good(house: House, token: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("what", ["nothing", "issuer disabled", "issuer demoted", "issuer moved", "other admin demoted"])
+@pytest.mark.parametrize(
+    "what", ["nothing", "issuer disabled", "issuer demoted", "issuer moved", "issuer's password reset", "other admin demoted"]
+)
 async def test_a_link_of_a_manager(house: House, admin: User, member: User, boss: Actor, what: str) -> None:
     link = await house.issue_password_link(boss, member.id)
     other = await house.person("other", "admin")
@@ -379,12 +381,16 @@ async def test_a_link_of_a_manager(house: House, admin: User, member: User, boss
     elif what == "issuer moved":
         await house.create_team(CLI, name="another")
         await house.set_team(CLI, boss.user_id, "another")
+    elif what == "issuer's password reset":  # a login that was stolen ends with that, and what it left behind too
+        await house.reset_password(CLI, boss.user_id, password_hash="new")
     elif what == "other admin demoted":
         await house.set_role(CLI, other.id, "member")
     assert await _good(house, link.token) == (what in ("nothing", "other admin demoted"))
 
 
-@pytest.mark.parametrize("what", ["nothing", "issuer disabled", "issuer demoted", "key revoked", "key narrowed"])
+@pytest.mark.parametrize(
+    "what", ["nothing", "issuer disabled", "issuer demoted", "issuer's password reset", "key revoked", "key narrowed", "key rotated"]
+)
 async def test_a_link_of_an_admins_key(house: House, admin: User, member: User, what: str) -> None:
     issuer = await house.person("issuer", "admin")
     me = await house.acting(issuer)
@@ -398,7 +404,21 @@ async def test_a_link_of_an_admins_key(house: House, admin: User, member: User, 
         await house.revoke_key(CLI, me.key_id)
     elif what == "key narrowed":
         await house.update_key(CLI, me.key_id, {"models": ["m"]})
+    elif what == "issuer's password reset":
+        await house.reset_password(CLI, issuer.id, password_hash="new")
+    elif what == "key rotated":
+        await house.rotate_key(CLI, me.key_id, grace_s=60)
     assert await _good(house, link.token) == (what == "nothing")
+
+
+async def test_a_link_of_a_key_whose_older_text_is_still_good_ends_with_that(house: House, admin: User, member: User) -> None:
+    """Nobody knows with which of the two it was issued."""
+    me = await house.acting(admin)
+    await house.rotate_key(CLI, me.key_id, grace_s=60)
+    short = await house.issue_password_link(me, member.id)
+    assert short.expires_at < time.time() + 61
+    await house.rotate_key(CLI, me.key_id)
+    assert (await house.issue_password_link(me, member.id)).expires_at > time.time() + 3600
 
 
 async def test_links_of_the_command_line_stay(house: House, admin: User, member: User) -> None:

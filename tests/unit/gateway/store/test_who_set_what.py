@@ -34,7 +34,7 @@ async def test_what_was_set_before_it_was_kept_who_set_it_counts_as_an_admins(em
         for person in people:
             await conn.execute(
                 text("INSERT INTO users (id, email, role, token_epoch, created_at, rpm, disabled_at) "
-                     "VALUES (:id, :id, :role, 0, 1.0, :rpm, :disabled_at)"), person)  # fmt: skip
+                     "VALUES (:id, :id, :role, 4, 1.0, :rpm, :disabled_at)"), person)  # fmt: skip
             link = {"digest": str(person["id"]).encode(), "id": person["id"]}
             await conn.execute(text("INSERT INTO password_links VALUES (:digest, :id, 1.0, 2.0)"), link)
         for key in issued:
@@ -52,10 +52,11 @@ async def test_what_was_set_before_it_was_kept_who_set_it_counts_as_an_admins(em
     async with db.read() as conn:
         held = {row.id: json.loads(row.held) for row in (await conn.execute(text("SELECT id, held FROM users")))}
         held |= {row.id: json.loads(row.held) for row in (await conn.execute(text("SELECT id, held FROM api_keys")))}
-        links = {row.user_id: row.issued_by for row in (await conn.execute(text("SELECT user_id, issued_by FROM password_links")))}
+        rows = await conn.execute(text("SELECT user_id, issued_by, issued_epoch FROM password_links"))
+        links = {row.user_id: (row.issued_by, row.issued_epoch) for row in rows}
     await db.close()
     assert held == {
         "boss": [], "some": ["disabled", "rpm"], "free": [],
         "k1": ["budget"], "k2": ["expires_at", "models", "networks"], "k3": [], "k4": [],
     }  # fmt: skip
-    assert links == {"boss": None, "some": "boss", "free": None}
+    assert links == {"boss": (None, None), "some": ("boss", 4), "free": (None, None)}
