@@ -49,8 +49,10 @@ def sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, GatewayError):
         away = getattr(error, "reason", None)  # of StoreUnavailable, whose message is written for clients
-        if not away or error.code == "schema_foreign":
+        if not away:
             return error.message
+        if error.code == "schema_foreign":
+            return str(error)
         return f"The database does not answer ({away}): look at GATEWAY_DATABASE_URL, the disk and the server."
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""

@@ -27,7 +27,7 @@ def main() -> None:
     try:
         asyncio.run(Keeper(settings, arguments.server_url).run())
     except SchemaForeign as error:
-        structlog.get_logger(__name__).error("the keeper could not start", reason=error.message)
+        structlog.get_logger(__name__).error("the keeper could not start", reason=str(error))
         sys.exit(1)
 
 

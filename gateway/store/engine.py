@@ -15,10 +15,10 @@ from typing import Any
 
 from sqlalchemy import event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from gateway.store.away import away
 from gateway.store.errors import DatabaseUrlInvalid, StoreUnavailable
 from gateway.store.schema import require_schema
 
@@ -26,14 +26,6 @@ _BUSY_TIMEOUT_MS = 5000
 _CONNECT_TIMEOUT_S = 5.0
 _COMMAND_TIMEOUT_S = 60.0
 _POOL_SIZE = 2
-# The rest of SQLite's result codes are faults of a statement, that is, bugs: they are not mapped.
-_SQLITE_AWAY = (
-    "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_FULL", "SQLITE_CANTOPEN",
-    "SQLITE_READONLY", "SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_PROTOCOL", "SQLITE_NOMEM",
-)  # fmt: skip
-# SQLSTATE classes: 08 connection, 53 resources, 57 operator intervention (shutdown, statement timeout), 28 login, 3D no such database;
-# 55P03 lock not available, 25006 read-only transaction (a standby).
-_POSTGRES_AWAY = ("08", "53", "57", "28", "3D", "55P03", "25006")
 
 Connection = AsyncConnection
 """One transaction's connection, for those above the store who only hand it on."""
@@ -181,23 +173,3 @@ async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
             raise
         # Before there is a connection drivers raise classes of their own, all of which mean: not available.
         raise StoreUnavailable(reason or type(error).__name__) from None
-
-
-def away(error: BaseException) -> str | None:
-    """Why the database cannot be used, in a few words without its address; None if `error` is not of that kind."""
-    if isinstance(error, PoolTimeout):
-        return "no free connection"
-    if isinstance(error, ConnectionError):
-        return type(error).__name__
-    if not isinstance(error, DBAPIError):
-        return None
-    cause: Any = getattr(error.orig, "__cause__", None) or error.orig
-    sqlite_name = getattr(error.orig, "sqlite_errorname", "") or getattr(cause, "sqlite_errorname", "")
-    if sqlite_name.startswith(_SQLITE_AWAY):
-        return str(sqlite_name)
-    sqlstate = str(getattr(error.orig, "sqlstate", None) or getattr(cause, "sqlstate", None) or "")
-    if sqlstate.startswith(_POSTGRES_AWAY):
-        return f"{type(cause).__name__} {sqlstate}"
-    if error.connection_invalidated or isinstance(cause, OSError | TimeoutError):
-        return type(cause).__name__
-    return None

@@ -28,18 +28,21 @@ class StoreUnavailable(Unavailable):
 
 
 class SchemaForeign(StoreUnavailable):
-    """`found`: the schema that the database has; `wanted`: the one that this code works with."""
+    """`found`: the schema that the database has; `wanted`: the one that this code works with.
+
+    `str()` is for whoever runs the gateway; clients, whoever they are, read what they read of any database that cannot be used.
+    """
 
     code = "schema_foreign"
 
     def __init__(self, found: str | None, wanted: str) -> None:
         super().__init__(f"its schema is {found or 'unknown'}, and this process works with {wanted}")
         newer = found is not None and found > wanted
-        self.message = (
+        sentence = (
             f"The gateway's database was brought up to date by {'a newer' if newer else 'another'} version than this process is of: "
             "stop every server, install one version everywhere, then start them."
         )
-        self.args = (self.message,)
+        self.args = (sentence,)
 
 
 class StoreFault(Exception):

@@ -25,7 +25,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 import migrations
-from gateway.store.engine import away, dialect_of, postgres_engine, sqlite_engine
+from gateway.store.away import away
+from gateway.store.engine import dialect_of, postgres_engine, sqlite_engine
 from gateway.store.errors import DatabaseTooNew, MigrationFailed, StoreUnavailable
 from gateway.store.peek import peek
 

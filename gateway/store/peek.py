@@ -9,7 +9,8 @@ from typing import TypeVar
 from sqlalchemy import Connection, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.store.engine import away, dialect_of, postgres_engine, sqlite_engine
+from gateway.store.away import away
+from gateway.store.engine import dialect_of, postgres_engine, sqlite_engine
 from gateway.store.errors import StoreUnavailable
 
 _T = TypeVar("_T")

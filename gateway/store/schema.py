@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 import migrations
+from gateway.store.away import away
 from gateway.store.errors import SchemaForeign
 
 _VERSIONS = Path(migrations.__file__).parent / "versions"
@@ -28,7 +29,7 @@ async def require_schema(conn: AsyncConnection, wanted: str) -> None:
     try:
         found = (await conn.execute(text("SELECT version_num FROM alembic_version"))).scalar()
     except DBAPIError as error:
-        if error.connection_invalidated:
+        if away(error) is not None:  # says nothing of the schema
             raise
         found = None
     if found != wanted:
