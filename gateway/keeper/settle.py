@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from gateway.keeper.ship import ship_once
-from gateway.metering.ledger import SUFFIX, read_lines, written_bytes
+from gateway.metering.ledger import SUFFIX, read_lines, writer_is_dead, written_bytes
 from gateway.store.engine import Database
 from gateway.store.segments import open_offsets
 
@@ -17,12 +17,13 @@ _POLL_S = 0.05
 async def settle(db: Database, run_dir: Path, within_s: float) -> bool:
     """Bring what servers have written to their segments so far into SQL, or wait until the running keeper has; False: not in time.
 
-    Raises `StoreUnavailable`.
+    That includes what a process ran that was killed: its segments go once those requests are booked. Raises `StoreUnavailable`.
     """
     written = _segment_sizes(run_dir / "ledger")
+    dead = _left_by_the_dead(run_dir / "ledger")
     deadline_s = time.monotonic() + within_s
     while not await ship_once(db, run_dir):
-        if not await _unshipped(db, written):
+        if not any(path.exists() for path in dead) and not await _unshipped(db, written):
             return True
         if time.monotonic() > deadline_s:
             return False
@@ -32,6 +33,19 @@ async def settle(db: Database, run_dir: Path, within_s: float) -> bool:
 
 def _segment_sizes(folder: Path) -> dict[Path, int]:
     return {path: written_bytes(path) for path in folder.glob(f"*{SUFFIX}")} if folder.is_dir() else {}
+
+
+def _left_by_the_dead(folder: Path) -> list[Path]:
+    """The last segment of each writer that does not live. (One that lives has given back the locks of those before its last.)"""
+    newest = {path.name.rpartition("-")[0]: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
+    dead: list[Path] = []
+    for writer, path in newest.items():
+        try:
+            if writer_is_dead(path) and max(folder.glob(f"{writer}-*{SUFFIX}")) == path:  # the second look: it may have moved on
+                dead.append(path)
+        except (FileNotFoundError, ValueError):  # booked meanwhile, and removed
+            continue
+    return dead
 
 
 async def _unshipped(db: Database, written: dict[Path, int]) -> bool:
