@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Double, Index, Integer, LargeBinary, MetaData, Table, Text, text
+from sqlalchemy import BigInteger, Column, Double, Index, Integer, LargeBinary, MetaData, Table, Text, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
-from gateway.store import meta
+from gateway.store import meta, tables
 from gateway.store.columns import Time
 from gateway.store.engine import Database
 from gateway.store.tables import metadata
@@ -144,8 +144,15 @@ async def drop_before(db: Database, at_s: float) -> list[str]:
             if conn.dialect.name == "postgresql":
                 await conn.execute(text(f"SET LOCAL lock_timeout = {_LOCK_WAIT_MS}"))  # shipping must not queue behind us
             await conn.execute(DropTable(day_table(day), if_exists=True))
-            await meta.put(conn, _FORGOTTEN, name_of(day + 1))
+            await _note_forgotten(conn, name_of(day + 1))
     return [name_of(day) for day in reversed(gone)]
+
+
+async def _note_forgotten(conn: AsyncConnection, before: str) -> None:
+    """Never back to an earlier day: a late row may have made the table of one again that was dropped long ago. (Names sort as days do.)"""
+    await meta.put_if_absent(conn, _FORGOTTEN, before)
+    facts = tables.meta.c
+    await conn.execute(update(tables.meta).where(facts.name == _FORGOTTEN, facts.value < before).values(value=before))
 
 
 async def kept_from(conn: AsyncConnection) -> int:

@@ -121,3 +121,13 @@ async def test_segments_are_remembered_until_their_writer_is_long_gone(db: Datab
         assert await segments.purge(conn, 1.0) == 0
         assert await segments.purge(conn, 9e9) == 1, "one whose writer lives is kept with all before it"
         assert [s.name for s in await segments.all_known(conn)] == ["1-aa-000000.seg", "1-aa-000001.seg"]
+
+
+async def test_what_was_forgotten_stays_so_though_a_late_row_makes_a_table_again(db: Database) -> None:
+    await ship(db, [row(n, started_at=NOON + n * DAY_S) for n in range(3)])
+    midnight = day_of(NOON) * DAY_S
+    await days.drop_before(db, midnight + 2 * DAY_S)
+    await ship(db, [row(9, started_at=NOON)])
+    assert await days.drop_before(db, midnight + 2 * DAY_S) == ["usage_20260301"]
+    async with db.read() as conn:
+        assert await days.kept_from(conn) == day_of(NOON) + 2, "the day between was dropped, and is not missing"
