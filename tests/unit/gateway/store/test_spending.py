@@ -114,3 +114,13 @@ async def test_many_that_were_set_back_at_times_of_their_own(db: Database) -> No
     async with db.read() as conn:
         found = await spent_in_windows(conn, limits, noon_s + 1e6)
     assert {spent for spent, _ in found.values()} == {1110}
+
+
+@pytest.mark.parametrize("limit_id", ["k", "user:u", "team:t", "model:m"])
+async def test_a_budget_that_was_set_back_in_the_last_second_of_a_day_without_rows(db: Database, limit_id: str) -> None:
+    next_day = UsageRecord("r", at("2026-03-11T00:00:01"), "chat", "k", "u", "m", 1, team_id="t", cost_pusd=5)
+    async with db.write() as conn:
+        await booking.insert_usage(conn, [asdict(next_day)], "segment", 1)
+    reset = {limit_id: Limits(budget=Budget(9), since=at("2026-03-10T23:59:59.5"))}
+    async with db.read() as conn:
+        assert await spent_in_windows(conn, reset, at("2026-03-11T01:00")) == {(limit_id, None): (5, 0)}
