@@ -551,7 +551,10 @@ class Edge(HttpToolsProtocol):
                     cycle.disconnected = True
                 cycle.message_event.set()
             elif request.flow is not None:
-                request.flow.client_gone()
+                try:
+                    request.flow.client_gone()
+                except Exception:  # those behind it have bytes to give back too
+                    logger.exception("a request whose client left could not be ended", request_id=request.id)
             self._release(request)
         self.flow.resume_writing()
         self.parser = None

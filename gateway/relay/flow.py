@@ -49,7 +49,7 @@ from gateway.errors import (
     UpstreamTimeout,
 )
 from gateway.limits.base import Pending, Refusal
-from gateway.metering.record import UsageRecord
+from gateway.metering.record import MAX_COST_PUSD, UsageRecord
 from gateway.metering.tried import tried_text
 from gateway.relay import answers
 from gateway.relay.attempt import Attempt
@@ -63,6 +63,8 @@ from gateway.routing.policies.affinity import value_of
 from gateway.wire import heads
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from auth.principal import Limited, Principal
     from gateway.limits.base import Permit
     from gateway.metering.progress import Progress
@@ -786,7 +788,10 @@ class Flow:
         attempt = self.attempt
         if attempt is not None:
             self._at_work = self._at_work or attempt.sent
-            attempt.abort()
+            try:
+                attempt.abort()
+            except Exception:  # it is settled all the same: nobody comes back to it
+                logger.exception("a backend's exchange could not be ended", request_id=self.request.id)
         if self._record is None:
             self.over = True
             self._unpark()
@@ -981,21 +986,30 @@ class Flow:
         """END, metrics, permit, log; then the last bytes."""
         record, permit, relay = self._record, self._permit, self.relay
         assert record is not None and permit is not None
-        record.status = self._status
-        record.ending = ending
-        self._count(record, count)
-        record.duration_ms = (time.perf_counter() - self._started) * 1000
-        if outcome is not None and self._in_attempt and self.attempt is not None:
-            self._note_failed(record, self.attempt, outcome)
-        if self._tried is not None:
-            record.tried = tried_text(self._tried)
-        relay.ledger.end(record, self.place)
-        self.place = -1
-        permit.settle(record.prompt_tokens + record.completion_tokens, record.cost_pusd)
-        if outcome is not None:
-            self._leave_attempt(outcome)
-        relay.meter.record(record)
-        relay.log.ended(record)
+        done = 0
+        try:
+            record.status = self._status
+            record.ending = ending
+            self._count(record, count)
+            record.duration_ms = (time.perf_counter() - self._started) * 1000
+            if outcome is not None and self._in_attempt and self.attempt is not None:
+                self._note_failed(record, self.attempt, outcome)
+            if self._tried is not None:
+                record.tried = tried_text(self._tried)
+            relay.ledger.end(record, self.place)
+            done = 1
+            self.place = -1
+            permit.settle(record.prompt_tokens + record.completion_tokens, record.cost_pusd)
+            done = 2
+            if outcome is not None:
+                self._leave_attempt(outcome)
+            done = 3
+            relay.meter.record(record)
+            done = 4
+            relay.log.ended(record)
+        except Exception:
+            logger.exception("a request could not be settled as usual", request_id=self.request.id)
+            self._close_anyway(record, permit, outcome, done)
         self._leave_slot()
         if self._shadow_body and ending == "success":
             request = self.request  # in a call of its own: the last bytes of the original are not written yet
@@ -1009,6 +1023,29 @@ class Flow:
             self.edge.write_last(self.request, last)
         else:
             self.edge.write_answer(self.request, self._status, lines, last)
+
+    def _close_anyway(self, record: UsageRecord, permit: Permit, outcome: str | None, done: int) -> None:
+        """One step of `_close` failed, that after the first `done`: END is written all the same, and the others are taken one by one."""
+        if not done:
+            record = _bare(record)
+            self._try_step(lambda: self._end_bare(record))
+            self._try_step(lambda: permit.settle(record.prompt_tokens + record.completion_tokens, record.cost_pusd))
+        if done <= 1 and outcome is not None:
+            self._try_step(lambda: self._leave_attempt(outcome))
+        if done <= 2:
+            self._try_step(lambda: self.relay.meter.record(record))
+        if done <= 3:
+            self._try_step(lambda: self.relay.log.ended(record))
+
+    def _end_bare(self, record: UsageRecord) -> None:
+        self.relay.ledger.end(record, self.place)
+        self.place = -1
+
+    def _try_step(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception:
+            logger.exception("a request could not be settled", request_id=self.request.id)
 
     def _let_go(self) -> None:
         """Leave no circle behind, least of all one that holds a body: memory must not wait for the collector."""
@@ -1082,6 +1119,20 @@ _UNREMARKABLE = frozenset(("ok", "4xx", "client_gone"))
 _NO_VERDICT = frozenset(
     ("4xx", "client_gone", "shutdown", "bug", "400", "422", "429", "stale", "loading", "failed", "no_memory", "too_large", "total_timeout")
 )
+
+
+def _bare(record: UsageRecord) -> UsageRecord:
+    """What can be written down of a record that cannot be written as it is: no texts that came from outside, no absurd number."""
+    bare = UsageRecord(record.request_id, record.started_at, record.operation, record.key_id, record.user_id, record.model, record.revision)
+    bare.team_id, bare.attempts, bare.status, bare.ending = record.team_id, record.attempts, record.status, record.ending
+    bare.prompt_tokens, bare.completion_tokens = _writable(record.prompt_tokens), _writable(record.completion_tokens)
+    if bare.prompt_tokens == record.prompt_tokens and bare.completion_tokens == record.completion_tokens:
+        bare.cost_pusd = min(_writable(record.cost_pusd), MAX_COST_PUSD)
+    return bare
+
+
+def _writable(number: int) -> int:
+    return number if 0 <= number <= MAX_COST_PUSD else 0
 
 
 def _overloaded() -> Overloaded:
