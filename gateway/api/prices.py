@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Annotated, Any, Literal
 
@@ -80,7 +81,8 @@ async def import_table(
 
     Columns: model, input, output, and if wanted backend, from, cached. What is not in the table stays as it is.
     """
-    lines = read_csv((await request.body()).decode("utf-8"), _moment(from_))
+    text = (await request.body()).decode("utf-8")
+    lines = await asyncio.to_thread(read_csv, text, _moment(from_))  # a big table takes seconds
     if dry_run:
         async with control.db.read() as conn:
             return _shown(await plan_prices(conn, lines), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,10 +29,14 @@ class PricePlan:
 
 
 async def plan_prices(conn: Connection, lines: Sequence[PriceLine]) -> PricePlan:
-    """Raises `PricesInvalid` with every line that does not fit the live document, `Conflict` where that cannot be changed."""
+    """Raises `PricesInvalid` with the first lines that do not fit the live document, `Conflict` where that cannot be changed."""
     live = await revisions.live_revision(conn)
     if live is None:
         raise Conflict("There is no revision yet, so there is nothing that could have a price.")
+    return await asyncio.to_thread(_planned, live, lines)  # a big table takes seconds, and the loop also relays
+
+
+def _planned(live: Revision, lines: Sequence[PriceLine]) -> PricePlan:
     document, faults = check_document(live.document)
     if document is None:
         raise Conflict(f"Revision {live.id} would be refused today, so it must be mended first: {'; '.join(map(str, faults))}.")

@@ -9,8 +9,10 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -24,6 +26,7 @@ COLUMNS = ("model", "backend", "from", "input", "output", "cached")
 _NEEDED = ("model", "input", "output")
 _PLAIN = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
 _MOST_FAULTS = 100
+_SHOWN_CHARS = 200  # of a name that is not known
 _price: TypeAdapter[str] = TypeAdapter(Price)
 
 Of = tuple[str, str | None]  # model, backend
@@ -87,16 +90,18 @@ def write_csv(lines: Iterable[PriceLine]) -> str:
 
 
 def read_csv(text: str, from_: str | None = None) -> list[PriceLine]:
-    """The prices in this text; `from_`: of lines that do not say. `PricesInvalid` with every fault and its line."""
+    """The prices in this text; `from_`: of lines that do not say. `PricesInvalid` with the first faults and their lines."""
     rows = _rows(text.removeprefix("\ufeff"))
     number, header = next(rows, (1, []))
     columns = [name.strip().lower() for name in header]
-    faults = list(_header_faults(columns, number))
+    faults = list(islice(_header_faults(columns, number), _MOST_FAULTS))
     if faults:
         raise PricesInvalid(faults)
     lines: list[PriceLine] = []
     seen: dict[tuple[Of, str | None], int] = {}
     for number, row in rows:
+        if len(faults) >= _MOST_FAULTS:
+            break
         line, wrong = _line(columns, row, number, from_)
         faults += wrong
         if line is None:
@@ -112,14 +117,13 @@ def read_csv(text: str, from_: str | None = None) -> list[PriceLine]:
 
 
 def with_prices(document: RevisionDocument, lines: Sequence[PriceLine]) -> RevisionDocument:
-    """The document with these prices; `PricesInvalid` for what does not fit it.
+    """The document with these prices; `PricesInvalid` with the first faults of what does not fit it.
 
     A price takes the place of the one with the same time, and stands beside those of other times. One without a time would count
     from the beginning, before all those: so it must be the only one, or all others must be in `lines` too.
     """
-    faults = list(_misfits(document, lines))
-    if faults:
-        raise PricesInvalid(faults[:_MOST_FAULTS])
+    if faults := list(islice(_misfits(document, lines), _MOST_FAULTS)):  # no more are looked for: each costs a search for a near name
+        raise PricesInvalid(faults)
     wanted: dict[Of, list[PriceLine]] = {}
     for line in lines:
         wanted.setdefault(line.of, []).append(line)
@@ -143,11 +147,13 @@ def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _header_faults(columns: list[str], line: int) -> Iterator[Fault]:
-    for position, name in enumerate(columns):
+    seen: set[str] = set()
+    for name in columns:
         if name not in COLUMNS:
-            yield Fault((), f'unknown column "{name[:50]}"{nearest(name, COLUMNS)}; there are: {", ".join(COLUMNS)}', line)
-        elif name in columns[:position]:
+            yield Fault((), f'unknown column "{name[:50]}"{nearest(name[:50], COLUMNS)}; there are: {", ".join(COLUMNS)}', line)
+        elif name in seen:
             yield Fault((), f'the column "{name}" is there twice', line)
+        seen.add(name)
     for name in _NEEDED:
         if name not in columns:
             yield Fault((), f'the column "{name}" is missing', line)
@@ -196,12 +202,15 @@ def _misfits(document: RevisionDocument, lines: Sequence[PriceLine]) -> Iterator
     stored: dict[Of, list[str | None]] = {}
     for known in lines_of(document):
         stored.setdefault(known.of, []).append(known.from_)
+    near_model: Callable[[str], str] = cache(lambda name: nearest(name, models))
     for line in lines:
         if line.model not in models:
-            yield Fault(("model",), f'there is no model "{line.model[:200]}"{nearest(line.model, models)}', line.line)
+            name = line.model[:_SHOWN_CHARS]
+            yield Fault(("model",), f'there is no model "{name}"{near_model(name)}', line.line)
         elif line.backend is not None and line.backend not in backends[line.model]:
-            near = nearest(line.backend, backends[line.model])
-            yield Fault(("backend",), f'the model "{line.model}" has no backend "{line.backend[:200]}"{near}', line.line)
+            name = line.backend[:_SHOWN_CHARS]
+            near = nearest(name, backends[line.model])
+            yield Fault(("backend",), f'the model "{line.model}" has no backend "{name}"{near}', line.line)
         elif line.from_ is None:
             left = [moment for moment in stored.get(line.of, ()) if moment is not None and (line.of, moment) not in given]
             if left:

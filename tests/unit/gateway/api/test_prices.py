@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
 import httpx
@@ -78,6 +80,19 @@ async def test_every_fault_with_its_line_and_nothing_applied(plane: Plane, admin
     said = await sent(admin, "model,backend,input,output\nnone,,1,2\nchat,none,1,2\n", 400, query={"dry_run": True})
     assert [fault["path"] for fault in said["detail"]] == ["line 2: model", "line 3: backend"]
     assert (await admin.get("/admin/revisions/live")).json()["id"] == number
+
+
+async def test_a_big_table_holds_up_nothing_else(plane: Plane, admin: httpx.AsyncClient) -> None:
+    """The loop also relays: it goes on while a table is read and compared."""
+    await applied(admin)
+    text = "model,backend,from,input,output\n" + "".join(f"none,b{n},2027-01-31T00:00:00Z,1.5,2.5\n" for n in range(30_000))
+    longest_s, before_s = 0.0, time.monotonic()
+    began_s, request = before_s, asyncio.create_task(sent(admin, text, 400))
+    while not request.done():
+        await asyncio.sleep(0.001)
+        longest_s, before_s = max(longest_s, time.monotonic() - before_s), time.monotonic()
+    assert len((await request)["detail"]) == 100
+    assert longest_s < (time.monotonic() - began_s) / 2
 
 
 async def test_what_is_no_table(plane: Plane, admin: httpx.AsyncClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -128,6 +129,23 @@ def test_all_faults_come_at_once_and_in_order() -> None:
     text = "model,input,output\nchat,x,y\nplain,1\nchat,1,2\nchat,3,4\n"
     assert [(line, place) for line, place, _ in faults(text)] == [(2, "input"), (2, "output"), (3, ""), (5, "")]
     assert [line for line, _, _ in faults("model,input,output\nnone,1,2\nchat,1,2\nnobody,1,2\n")] == [2, 4]
+
+
+def test_a_table_full_of_faults_costs_what_is_shown_of_it() -> None:
+    """A near name is looked for among all models: for each name that is told, once, and for no other."""
+    known = parse_document({"models": [{"id": f"model-{n}", "backends": [{"type": "echo"}]} for n in range(200)]})
+    many, one = (f"madel-{n}-x,b" for n in range(20_000)), (f"madel-1-x,b{n}" for n in range(20_000))
+    for names in (many, one):
+        text = "model,backend,input,output\n" + "".join(f"{name},1,2\n" for name in names)
+        began_s = time.process_time()
+        found = faults(text, known)
+        assert len(found) == 100
+        assert 'did you mean "model-' in found[0][2]
+        assert time.process_time() - began_s < 5, "it would take a minute for all"
+    header = ",".join(f"colunm{n}" for n in range(200_000))
+    began_s = time.process_time()
+    assert len(faults(f"{header}\n")) == 100
+    assert time.process_time() - began_s < 5
 
 
 def test_lines_over_several_lines_keep_their_numbers() -> None:
