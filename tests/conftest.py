@@ -4,8 +4,6 @@ import os
 
 from hypothesis import settings
 
-import hypothesis
-
 import gateway.native  # first of all: it makes the compiled form of the other packages known
 
 # Models in this process compute on one core: two threads that wait for each other take minutes where other tests run beside them.
@@ -14,10 +12,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The same examples on every run: whoever looks for new ones says HYPOTHESIS_PROFILE=default.
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
-
-# The same examples in every run: what is drawn anew is for the long forms (`make bench-fuzz`, `make test-security-long`).
-hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
-hypothesis.settings.load_profile("same")
 
 pytest_plugins = ["tests.databases", "tests.redis_server", "tests.server_logs"]
 
