@@ -120,9 +120,15 @@ class Change:
             raise Forbidden("Only an admin or the manager of a team may do this.")
 
     def require_whole(self) -> None:
-        """Where somebody gets a login, or a higher role: a login is bound to nothing that a key can be bound to."""
+        """Where somebody gets a login, or a higher role: a login is bound to nothing that a key can be bound to.
+
+        Whoever is made or enabled gets one: they may log in elsewhere, or still know a password.
+        """
         if not self.rights.whole:
-            raise Forbidden("A key that is bound to networks, models or an expiry sets no passwords and makes nobody admin or manager.")
+            raise Forbidden(
+                "A key that is bound to networks, models or an expiry makes and enables no people, sets no passwords "
+                "and makes nobody admin or manager."
+            )
 
     def require_self_or_admin(self, user_id: str) -> None:
         if not self.by_admin and not self.is_self(user_id):

@@ -50,6 +50,7 @@ async def create_user(
     """
     async with change(db, generation, actor) as step:
         wanted = _grantable(step, role)
+        step.require_whole()
         if password_hash is not None:
             _require_password_right(step)
         team_id = await _team_for(step, team)
@@ -272,6 +273,8 @@ async def _set_disabled(step: Change, user: User, disabled: bool) -> User:
     if disabled:
         await _keep_an_admin(step, user)
         await tokens.revoke_user(step.conn, user.id)
+    elif not user.is_service:
+        step.require_whole()
     names = {*user.held, DISABLED} if held else {*user.held} - {DISABLED}
     await users.set_disabled(step.conn, user.id, (user.disabled_at or step.now_s) if disabled else None, tuple(sorted(names)))
     return await _recorded(step, "disable" if disabled else "enable", user)

@@ -393,7 +393,8 @@ class WithTheirManager(Gang):
 
 
 class WithAFoundKey(Gang):
-    """The key is an admin's, and narrowed: whatever is done with it, no password is set, nobody raised, and no key learnt that is wider."""
+    """The key is an admin's, and narrowed: whatever is done with it, no password is set, nobody made, enabled or raised, and no key learnt
+    that is wider."""
 
     members = ()
 
@@ -415,7 +416,9 @@ class WithAFoundKey(Gang):
         if before is None:
             assert user["password_hash"] is None, ("made", user)
             assert user["role"] in ("member", "viewer"), ("made", user)
+            assert user["kind"] == "service", ("made", user)
             return
+        assert user["kind"] == "service" or user["disabled_at"] or not before["disabled_at"], ("enabled", user)
         assert user["password_hash"] in (None, before["password_hash"]), ("password", user)
         assert user["role"] in ("member", "viewer", before["role"]), ("raised", user, before)
 

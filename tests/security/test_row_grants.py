@@ -214,8 +214,12 @@ async def test_a_narrowed_key_opens_no_login(own: Inside) -> None:
     admin, member = await own.person("second", Role.ADMIN), await own.person("member", Role.MEMBER)
     issued = await create_key(db, generation, INIT, name="found", owner_id=admin.id, scopes=sorted(SCOPES), networks=["127.0.0.1"])
     me = replace(by(admin, login=False), key_id=issued.id)
+    away = await own.person("away", Role.ADMIN)
+    await disable_user(db, generation, INIT, away.id)
     for attempt in (
         create_user(db, generation, me, email="new@example.com", role=Role.MEMBER, password_hash="x"),
+        create_user(db, generation, me, email="new@example.com", role=Role.MEMBER),
+        enable_user(db, generation, me, away.id),
         create_user(db, generation, me, email="new@example.com", role=Role.ADMIN),
         set_role(db, generation, me, member.id, Role.MANAGER),
         reset_password(db, generation, me, admin.id, password_hash="x"),

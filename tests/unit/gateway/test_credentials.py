@@ -200,10 +200,15 @@ async def test_a_narrowed_key_learns_the_text_of_no_key_that_reaches_further(hou
 @pytest.mark.parametrize("what", sorted(NARROWED))
 async def test_a_narrowed_key_opens_no_login(house: House, admin: User, member: User, what: str) -> None:
     me = await house.acting(admin, **NARROWED[what])
+    away, robot = await house.person("away", "admin"), await house.create_service(CLI, name="away")
+    for one in (away, robot):
+        await house.disable_user(me, one.id)
     for attempt in (
         house.create_user(me, email="new@example.com", role="member", password_hash="x"),
+        house.create_user(me, email="new@example.com", role="member"),  # a provider may vouch for this address
         house.create_user(me, email="new@example.com", role="admin"),
         house.create_user(me, email="new@example.com", role="manager"),
+        house.enable_user(me, away.id),
         house.create_service(me, name="robot", role="admin"),
         house.set_role(me, member.id, "manager"),
         house.set_role(me, member.id, "admin"),
@@ -213,7 +218,9 @@ async def test_a_narrowed_key_opens_no_login(house: House, admin: User, member: 
     ):
         with pytest.raises(Forbidden, match="bound to networks, models or an expiry"):
             await attempt
-    assert (await house.create_user(me, email="new@example.com", role="member")).role == Role.MEMBER
+    assert (await house.create_service(me, name="robot", role="member")).role == Role.MEMBER
+    assert (await house.enable_user(me, robot.id)).enabled
+    assert (await house.enable_user(me, member.id)).enabled, "they were: nothing changes"
     assert (await house.set_role(me, member.id, "viewer")).role == Role.VIEWER
 
 
