@@ -71,6 +71,8 @@ class Tally:
     resets: int = 0
     broken: int = 0
     answers_aborted: int = 0
+    running: int = 0  # delayed answers that are under way, and the most there were at once
+    most_running: int = 0
 
 
 @dataclass(slots=True)
@@ -183,6 +185,7 @@ class Connection(asyncio.Protocol):
         if self._later is not None:
             self._later.cancel()
             self._later = None
+            self._mock.tally.running -= 1
             self._mock.tally.answers_aborted += 1
         if self._stream is not None:
             self._stream.stop()
@@ -295,6 +298,9 @@ class Connection(asyncio.Protocol):
         if ask.interval_us:
             loop = asyncio.get_running_loop()
             self._later = loop.call_later(ask.interval_us / 1e6, self._reply_late, answer_body(ask.rid))
+            tally = self._mock.tally
+            tally.running += 1
+            tally.most_running = max(tally.most_running, tally.running)
         else:
             self._reply(200, answer_body(ask.rid))
 
@@ -343,6 +349,7 @@ class Connection(asyncio.Protocol):
 
     def _reply_late(self, body: bytes) -> None:
         self._later = None
+        self._mock.tally.running -= 1
         self._reply(200, body)
 
     def _reply(self, status: int, body: bytes) -> None:

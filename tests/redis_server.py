@@ -68,7 +68,7 @@ class RedisServer:
         self._process.send_signal(signal.SIGCONT)
 
 
-def _binary() -> str:
+def redis_binary() -> str:
     found = shutil.which("redis-server")
     if found is not None:
         return found
@@ -85,7 +85,7 @@ def _binary() -> str:
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     """It forgets everything when it ends."""
-    server = RedisServer(_binary(), tmp_path / "redis").start()
+    server = RedisServer(redis_binary(), tmp_path / "redis").start()
     yield server
     server.stop()
 
@@ -93,6 +93,6 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
 @pytest.fixture
 def kept_redis(tmp_path: Path) -> Iterator[RedisServer]:
     """It forgets nothing."""
-    server = RedisServer(_binary(), tmp_path / "redis", kept=True).start()
+    server = RedisServer(redis_binary(), tmp_path / "redis", kept=True).start()
     yield server
     server.stop()
