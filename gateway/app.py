@@ -64,7 +64,7 @@ from gateway.store.logins import Accounts, RefreshTokens
 from gateway.store.own_key import settle_keys
 from gateway.store.schema import newest
 from gateway.store.secret_key import derive
-from gateway.store.secrets import SecretBox, read_all, read_readable
+from gateway.store.secrets import SecretBox, read_readable
 from gateway.store.spending import Spending
 from gateway.wire.tokens import Tokenizer, TokenizerFault, Tokenizers
 
@@ -89,7 +89,9 @@ LOST_WORD_S = 1.0  # the same on SQLite, where the counters tell of each change:
 USES_S = 10.0
 STOPS_S = 1.0
 ISSUERS_S = 3.0  # how long a starting server waits for the keys of trusted issuers
+RETRY_S = 1.0  # how often what could not be put in force is looked at again
 REMOTE_POLL_S = 0.5  # how often the change log itself is read, for changes made on other hosts
+REVISION, SIGNING = "the live revision", "the keys that sign login tokens"
 OIDC_LOGINS = "logins through a provider"  # purpose of a key: sealing what they remember in the browser
 DEMO_MODELS = Path(__file__).parent.parent / "backends" / "worker" / "demo"
 
@@ -196,8 +198,10 @@ class Services:
         self._models = Callers()  # those of the routes that are limited
         self._retries = RetryBudgets()
         self._probes = ProbeFile(settings.run_dir / PROBES_FILE)
-        self._reload = False  # is a revision in the log that is not in force yet
-        self._reload_signing = False  # is a signing key
+        self._due: set[str] = set()  # what the change log says is new, and is not in force yet: REVISION, SIGNING
+        self._held: set[str] = set()  # of these, what could not be put in force: `_retry` looks at it again
+        self._secrets: dict[str, str] = {}  # those in use, in the clear, by name
+        self._sealed: tuple[str, ...] = ()  # the names of those that cannot be opened
         self._tokenizing: asyncio.Task[None] | None = None
         self._started_s = time.monotonic()
         self._was_ready = False
@@ -284,8 +288,7 @@ class Services:
         try:
             await services._load_signing()
         except SecretUnreadable as fault:
-            logger.error("nobody can log in; API keys work", reason=str(fault))
-            services._reload_signing = True  # `follow` tries again
+            services._hold(SIGNING, fault)
         await services._tokenizers.follow(await services._load_table(starting=True))
         await services._hosts.start()
         return services
@@ -314,15 +317,16 @@ class Services:
         except SecretUnreadable:
             self._tokens.withhold()
             raise
-        self._reload_signing = False
 
     async def _load_table(self, *, starting: bool = False) -> RouteTable:
-        """Put the live revision in force. Raises `SecretUnreadable`, except `starting`: then there is none in force that could stay, and
-        what needs such a secret is left out.
+        """Put the live revision in force. A secret that cannot be opened is what it was here when it could be; a backend that needs one
+        that never could be is left out.
         """
         async with self.db.read() as conn:
             revision = await revisions.live_revision(conn)
-            secrets, sealed = await read_readable(conn, self.box) if starting else (await read_all(conn, self.box), ())
+            opened, faults = await read_readable(conn, self.box)
+        self._sealed = tuple(fault.name for fault in faults)
+        self._secrets = {name: self._secrets[name] for name in self._sealed if name in self._secrets} | opened
         if revision is None:
             return self.relay.table
         s, stored = self.settings, read_stored(revision.document)
@@ -333,13 +337,12 @@ class Services:
             int(revision.info.created_at),
             self._backends.open,
             Timeouts(s.timeout_connect_s, s.timeout_first_byte_s, s.timeout_idle_s, s.timeout_total_s),
-            secrets,
+            self._secrets,
             lambda spec, upstream_model: self.relay.health.of((spec, upstream_model)),
             self._retries.of,
-            (*sealed, *stored.problems),
+            (*map(str, faults), *stored.problems),
             self._models.put,
         )
-        self._reload = bool(sealed)
         for problem in table.problems:
             logger.warning("route table", problem=problem)
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
@@ -358,12 +361,13 @@ class Services:
         generation, live, wake, loop = self.generation, self.live, asyncio.Event(), asyncio.get_running_loop()
         timer: asyncio.Handle | None = None
         uses = asyncio.create_task(self._write_uses(), name="uses")
+        retry = asyncio.create_task(self._retry(), name="retry")
         issuers = asyncio.create_task(self._others.follow(), name="issuers") if self._others is not None else None
         stops = asyncio.create_task(self._note_stops(), name="stops") if self.settings.webhook_url else None
 
         def behind(now_s: float) -> bool:
             unread = generation.change != live.applied or live.unfinished
-            return self._reload or self._reload_signing or unread or now_s > looked_s + remote_s
+            return bool(self._due) or unread or now_s > looked_s + remote_s
 
         def look() -> None:  # a plain timer: waking a task this often would cost more than all the rest of an idle server
             nonlocal timer, swept_s
@@ -403,6 +407,7 @@ class Services:
                     await asyncio.sleep(1)
         finally:
             uses.cancel()
+            retry.cancel()
             if issuers is not None:
                 issuers.cancel()
             if stops is not None:
@@ -441,18 +446,65 @@ class Services:
             noted = {event for event in noted if event.until_s is None or event.until_s > now_s} | found
 
     async def _catch_up(self) -> None:
-        """Put in force what the change log says. A revision that could not be loaded is tried again by the next call."""
+        """Put in force what the change log says."""
         changed = await self.live.catch_up(self.db, self._spending)
         if self.live.applied > self.generation.change:  # made on another host
             self.generation.set_change(self.live.applied)
-        self._reload = self._reload or not changed.isdisjoint(("revision", "secret"))
-        self._reload_signing = self._reload_signing or "signing_key" in changed
+        if not changed.isdisjoint(("revision", "secret")):
+            self._due.add(REVISION)
+        if "signing_key" in changed:
+            self._due.add(SIGNING)
+        for what in sorted(self._due):
+            await self._put_in_force(what)
+
+    async def _put_in_force(self, what: str) -> None:
+        """One of what is due. Where that fails, changes do not wait for it. Raises `StoreUnavailable`: it is due still."""
+        self._due.discard(what)
         try:
-            if self._reload:
+            if what == REVISION:
                 self._tokenize(await self._load_table())
-        finally:  # neither waits for the other to be readable
-            if self._reload_signing:
+            else:
                 await self._load_signing()
+            self._held.discard(what)
+        except StoreUnavailable:
+            self._due.add(what)
+            raise
+        except Exception as fault:
+            self._hold(what, fault)
+
+    def _hold(self, what: str, fault: Exception) -> None:
+        """Left to `_retry`. Said once, until it is in force."""
+        if what in self._held:
+            return
+        self._held.add(what)
+        if isinstance(fault, SecretUnreadable):
+            logger.error("nobody can log in; API keys work", reason=str(fault))
+        else:
+            logger.error("a change could not be applied; it is tried again", of=what, exc_info=fault)
+
+    async def _retry(self) -> None:
+        """Beside the loop that applies changes, which loads again what can be opened now."""
+        while True:
+            await asyncio.sleep(RETRY_S)
+            try:
+                if self._sealed and await self._opens_more():
+                    self._due.add(REVISION)
+                if SIGNING in self._held:
+                    async with self.db.read() as conn:
+                        await signing.read_all(conn, self.box, time.time())
+                self._due |= self._held
+            except SecretUnreadable:
+                self._due |= self._held - {SIGNING}
+            except StoreUnavailable:
+                pass  # what is in force stays in force
+            except Exception:
+                self._due |= self._held  # loading it fails in the same way, and has said so
+
+    async def _opens_more(self) -> bool:
+        """Can a secret be opened now that could not be when the table was loaded?"""
+        async with self.db.read() as conn:
+            _, faults = await read_readable(conn, self.box)
+        return tuple(fault.name for fault in faults) != self._sealed
 
     def _tokenize(self, table: RouteTable) -> None:
         """Beside the loop that applies changes: a tokenizer takes its time, and a revoked key must not wait for it."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.changes.actor import Actor, Change, change
+from gateway.changes.sealing import require_own_key
 from gateway.errors import Conflict, InvalidRequest, NotFound
 from gateway.routing.document import numbered, secret_name
 from gateway.routing.reading import check_document
@@ -157,6 +158,7 @@ async def _put_secret(step: Change, box: SecretBox, name: str, value: str) -> bo
         raise InvalidRequest(f"The name of a secret {error}.", param="name") from None
     if not value or not value.isprintable():
         raise InvalidRequest("A secret is one line of printable characters.", param="value")
+    await require_own_key(step, box)
     changed = await secrets.put(step.conn, box, name, value)
     if changed:
         await step.record("set", "secret", name)

@@ -7,6 +7,7 @@ import asyncio
 from auth.signing import Material, generate
 from auth.tokens import ACCESS_LIFETIME_S, ACTIVATION_S
 from gateway.changes.actor import Actor, Change, change
+from gateway.changes.sealing import require_own_key
 from gateway.store import meta, secrets, signing
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
@@ -52,7 +53,8 @@ async def reseal_secrets(db: Database, generation: Generation, actor: Actor, *, 
     box = SecretBox.of(keys)
     async with change(db, generation, actor) as step:
         step.require_admin()
-        counts = await secrets.reseal_all(step.conn, box), await signing.reseal_all(step.conn, box)
+        await require_own_key(step, box)
+        counts = await secrets.reseal_all(step.conn, box), await signing.reseal_all(step.conn, box, step.now_s)
         await meta.remember_secret_key(step.conn, keys.current)
         after = {"secrets": counts[0], "signing_keys": counts[1]}
         await step.record("reseal", "secret", "*", None, after, log=False)  # what was opened is the same: nobody need read it again
@@ -76,6 +78,7 @@ async def forget_secrets(db: Database, generation: Generation, actor: Actor, *, 
 
 
 async def _succeed(step: Change, box: SecretBox, kid: str, algorithm: str, material: Material, *, at_once: bool) -> None:
+    await require_own_key(step, box)
     before = await signing.newest(step.conn)
     await signing.forget_ended(step.conn, step.now_s - _KEPT_S)
     await signing.end_all(step.conn, step.now_s if at_once else step.now_s + ACTIVATION_S + ACCESS_LIFETIME_S + _SLACK_S)

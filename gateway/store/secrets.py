@@ -12,14 +12,19 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.errors import SecretUnreadable
-from gateway.store.secret_key import STORED_SECRETS, SecretKeys, derive
+from gateway.store.secret_key import STORED_SECRETS, SecretKeys, derive, fingerprint
 from gateway.store.tables import secrets
 
 
 class SecretBox:
-    """Encrypts with the key derived from `secret_key`; opens what it or any of `previous` encrypted."""
+    """Encrypts with the key derived from `secret_key`; opens what it or any of `previous` encrypted.
+
+    `fingerprint`, `previous`: of these keys, to be compared with the database's.
+    """
 
     def __init__(self, secret_key: str, previous: Sequence[str] = ()) -> None:
+        self.fingerprint = fingerprint(secret_key)
+        self.previous = tuple(map(fingerprint, previous))
         self._fernet = MultiFernet([Fernet(base64.urlsafe_b64encode(derive(key, STORED_SECRETS))) for key in (secret_key, *previous)])
 
     @classmethod
@@ -63,15 +68,15 @@ async def read_all(conn: AsyncConnection, box: SecretBox) -> dict[str, str]:
     return {name: box.open(name, ciphertext) for name, ciphertext in rows.all()}
 
 
-async def read_readable(conn: AsyncConnection, box: SecretBox) -> tuple[dict[str, str], tuple[str, ...]]:
-    """(those that open, in the clear, by name; a sentence for each of the others)."""
+async def read_readable(conn: AsyncConnection, box: SecretBox) -> tuple[dict[str, str], tuple[SecretUnreadable, ...]]:
+    """(those that open, in the clear, by name; the fault of each of the others, in the order of their names)."""
     opened: dict[str, str] = {}
-    faults: list[str] = []
+    faults: list[SecretUnreadable] = []
     for name, ciphertext in (await conn.execute(select(secrets.c.name, secrets.c.ciphertext).order_by(secrets.c.name))).all():
         try:
             opened[name] = box.open(name, ciphertext)
         except SecretUnreadable as fault:
-            faults.append(str(fault))
+            faults.append(fault)
     return opened, tuple(faults)
 
 

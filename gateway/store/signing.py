@@ -12,14 +12,24 @@ from gateway.store.tables import signing_keys
 
 
 async def read_all(conn: AsyncConnection, box: SecretBox, now_s: float) -> list[SigningKey]:
-    """Those that have not ended, oldest first. Raises `SecretUnreadable`."""
+    """Those that have not ended, oldest first. Raises `SecretUnreadable` for the one that signs, or is about to.
+
+    One before it that cannot be opened is left out: its tokens are refused, and everybody gets new ones.
+    """
     table = signing_keys.c
     query = (
         select(table.kid, table.algorithm, table.ciphertext, table.created_at, table.expires_at)
         .where(or_(table.expires_at.is_(None), table.expires_at > now_s))
         .order_by(table.created_at, table.kid)
     )
-    return [_opened(box, *row) for row in (await conn.execute(query)).all()]
+    found: list[SigningKey] = []
+    for kid, algorithm, ciphertext, created_at, expires_at in (await conn.execute(query)).all():
+        try:
+            found.append(_opened(box, kid, algorithm, ciphertext, created_at, expires_at))
+        except SecretUnreadable:
+            if expires_at is None:
+                raise
+    return found
 
 
 async def newest(conn: AsyncConnection) -> tuple[str, str] | None:
@@ -53,8 +63,11 @@ async def remove_all(conn: AsyncConnection) -> int:
     return (await conn.execute(delete(signing_keys))).rowcount
 
 
-async def reseal_all(conn: AsyncConnection, box: SecretBox) -> int:
-    """Encrypt every key anew with the newest GATEWAY_SECRET_KEY; returns how many. Raises `SecretUnreadable`."""
+async def reseal_all(conn: AsyncConnection, box: SecretBox, now_s: float) -> int:
+    """Encrypt every key anew with the newest GATEWAY_SECRET_KEY; returns how many. Those that have ended are dropped: nobody asks for them
+    any more. Raises `SecretUnreadable`.
+    """
+    await forget_ended(conn, now_s)
     rows = (await conn.execute(select(signing_keys.c.kid, signing_keys.c.ciphertext))).all()
     for kid, ciphertext in rows:
         sealed = box.reseal(_name(kid), ciphertext)

@@ -14,13 +14,14 @@ import pytest
 
 from auth.errors import SigningAway
 from auth.principal import Budget, Limited, Limits
+from auth.signing import generate
 from gateway.app import LOST_WORD_S, Services
-from gateway.changes import Actor, apply_revision, create_key, ensure_admin, revoke_key, rotate_signing_key, update_key
+from gateway.changes import Actor, apply_revision, create_key, ensure_admin, revoke_key, update_key
 from gateway.limits.base import Refusal
 from gateway.metering.ledger import SEGMENT_BYTES, SegmentWriter
 from gateway.metering.record import UsageRecord
 from gateway.settings import Settings
-from gateway.store import booking, secrets
+from gateway.store import booking, changelog, secrets, signing
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
 from gateway.store.migrate import migrate
@@ -168,20 +169,89 @@ async def test_a_change_made_on_another_host_is_read_once(house: House, tmp_path
     elsewhere.close()
 
 
-async def test_a_revision_that_could_not_be_loaded_is_tried_again(house: House) -> None:
-    """Its secret cannot be opened, and later it can: nobody has to change anything a second time."""
-    document = {"models": [{"id": "m", "policy": "weighted", "backends": [
-        {"type": "custom", "base_url": "http://127.0.0.1:1/v1", "api_key": {"secret": "s"}, "weight": 1}]}]}  # fmt: skip
+STRANGE = SecretBox("k" * 10 + "0123456789abcdefghijklmnopqrs")
+
+
+async def sealed_elsewhere(house: House, name: str, box: SecretBox = STRANGE) -> None:
+    """A secret is stored by somebody who has another key than the servers."""
+    async with house.db.write() as conn:
+        await secrets.put(conn, box, name, "sk-upstream")
+        change = await changelog.append(conn, "secret", name, "cli")
+    house.generation.set_change(change)
+
+
+async def signing_elsewhere(house: House) -> str:
+    """The same of the key that signs login tokens; its id."""
+    kid, material = generate("HS256")
+    async with house.db.write() as conn:
+        await signing.end_all(conn, time.time() + 60)
+        await signing.add(conn, STRANGE, kid, "HS256", material, time.time())
+        change = await changelog.append(conn, "signing_key", kid, "cli")
+    house.generation.set_change(change)
+    return kid
+
+
+async def live_is(services: Services, revision_id: int) -> None:
+    async with asyncio.timeout(10):
+        while services.relay.table.revision < revision_id:
+            await asyncio.sleep(0.005)
+
+
+def targets(services: Services, model: str = "m") -> list[str]:
+    return [target.id for target in services.relay.table.routes[model].targets]
+
+
+def keyed(*others: dict[str, Any]) -> dict[str, Any]:
+    backend = {"type": "custom", "base_url": "http://127.0.0.1:1/v1", "api_key": {"secret": "s"}}
+    return {"models": [{"id": "m", "backends": [backend, {"type": "echo"}]}, *others]}
+
+
+OTHER_MODEL: dict[str, Any] = {"id": "n", "backends": [{"type": "echo"}]}
+
+
+async def test_what_a_secret_is_missing_for_comes_when_it_can_be_opened(house: House) -> None:
+    """The rest of the revision does not wait for it; and nobody has to change anything a second time."""
     async with serving(house) as services:
-        strange = SecretBox("k" * 10 + "0123456789abcdefghijklmnopqrs")
-        revision = await apply_revision(house.db, house.generation, CLI, document, box=strange, new_secrets={"s": "sk-upstream"})
-        await in_force(services, house)
-        assert services.relay.table.revision < revision.id
+        await sealed_elsewhere(house, "s")
+        await live_is(services, (await apply_revision(house.db, house.generation, CLI, keyed())).id)
+        assert targets(services) == ["echo-1"]
         async with house.db.write() as conn:
             await secrets.put(conn, services.box, "s", "sk-upstream")
         async with asyncio.timeout(10):
-            while services.relay.table.revision < revision.id:
+            while targets(services) != ["custom-1", "echo-1"]:
                 await asyncio.sleep(0.02)
+
+
+async def test_a_secret_that_no_backend_names_holds_up_no_revision(house: House) -> None:
+    async with serving(house) as services:
+        await sealed_elsewhere(house, "unused")
+        await live_is(services, (await apply_revision(house.db, house.generation, CLI, {"models": [OTHER_MODEL]})).id)
+
+
+async def test_what_could_be_opened_before_stays_in_use(house: House) -> None:
+    """While the secret key is replaced another host may encrypt anew what this one uses: no backend is dropped for it."""
+    async with serving(house) as services:
+        await sealed_elsewhere(house, "s", services.box)
+        await live_is(services, (await apply_revision(house.db, house.generation, CLI, keyed())).id)
+        await sealed_elsewhere(house, "s")
+        await live_is(services, (await apply_revision(house.db, house.generation, CLI, keyed(OTHER_MODEL))).id)
+        assert targets(services) == ["custom-1", "echo-1"]
+        assert services.relay.table.problems[0].startswith("The secret 's' cannot be opened")
+
+
+async def test_what_cannot_be_opened_slows_no_change(house: House) -> None:
+    key_ids = [await house.key(Limits()) for _ in range(6)]
+    async with serving(house) as services:
+        await sealed_elsewhere(house, "s")
+        await signing_elsewhere(house)
+        async with asyncio.timeout(10):
+            while signs(services):
+                await asyncio.sleep(0.005)
+        began_s = time.monotonic()
+        for key_id in key_ids:
+            await revoke_key(house.db, house.generation, CLI, key_id)
+            await in_force(services, house)
+        assert time.monotonic() - began_s < 3, "each waited for the next look at what cannot be opened"
 
 
 async def test_what_an_older_version_accepted_keeps_no_server_from_starting(house: House) -> None:
@@ -199,9 +269,6 @@ async def test_what_an_older_version_accepted_keeps_no_server_from_starting(hous
         ]
 
 
-STRANGE = SecretBox("k" * 10 + "0123456789abcdefghijklmnopqrs")
-
-
 def signs(services: Services) -> bool:
     try:
         services.control.tokens.require()
@@ -213,7 +280,7 @@ def signs(services: Services) -> bool:
 async def test_a_signing_key_that_cannot_be_opened_stops_no_revision(house: House) -> None:
     """Logins wait for it, with 503; everything else goes on. When it can be opened again, so do they."""
     async with serving(house) as services:
-        kid = await rotate_signing_key(house.db, house.generation, CLI, box=STRANGE, algorithm="HS256")
+        kid = await signing_elsewhere(house)
         revision = await apply_revision(house.db, house.generation, CLI, {"models": [{"id": "n", "backends": [{"type": "echo"}]}]})
         async with asyncio.timeout(10):
             while services.relay.table.revision < revision.id or signs(services):
@@ -228,12 +295,11 @@ async def test_a_signing_key_that_cannot_be_opened_stops_no_revision(house: Hous
 
 
 async def test_a_server_starts_without_the_keys_that_it_cannot_open(house: House) -> None:
-    await rotate_signing_key(house.db, house.generation, CLI, box=STRANGE, algorithm="HS256")
-    backend = {"type": "custom", "base_url": "http://127.0.0.1:1/v1", "api_key": {"secret": "s"}}
-    document = {"models": [{"id": "m", "backends": [backend, {"type": "echo"}]}]}
-    await apply_revision(house.db, house.generation, CLI, document, box=STRANGE, new_secrets={"s": "sk-upstream"})
+    await signing_elsewhere(house)
+    await sealed_elsewhere(house, "s")
+    await apply_revision(house.db, house.generation, CLI, keyed())
     async with serving(house) as services:
-        assert [target.id for target in services.relay.table.routes["m"].targets] == ["echo-1"]
+        assert targets(services) == ["echo-1"]
         assert services.relay.table.problems[0].startswith("The secret 's' cannot be opened")
         with pytest.raises(SigningAway):
             services.control.tokens.require()

@@ -13,8 +13,8 @@ from auth.ports import UserRecord
 from auth.principal import Principal, Role
 from auth.signing import from_text, generate, to_text
 from auth.tokens import ACCESS_LIFETIME_S, ACTIVATION_S, AccessTokens, head_of
-from gateway.changes import Actor, ensure_signing_key, reseal_secrets, rotate_signing_key
-from gateway.errors import Forbidden
+from gateway.changes import Actor, ensure_signing_key, reseal_secrets, rotate_signing_key, set_secret
+from gateway.errors import Forbidden, Unavailable
 from gateway.store import changelog, meta, secrets, signing, trail
 from gateway.store.engine import Database
 from gateway.store.errors import SecretUnreadable
@@ -160,6 +160,34 @@ async def test_everything_is_encrypted_anew(db: Database, generation: Generation
         assert not await meta.secret_key_is_previous(conn, replacing)
 
 
+async def test_a_server_that_was_forgotten_seals_nothing(db: Database, generation: Generation) -> None:
+    """It was started with the key that has been replaced since: nobody else could open what it writes."""
+    await ensure_signing_key(db, generation, INIT, box=BOX, algorithm="HS256")
+    async with db.write() as conn:
+        await meta.remember_secret_key(conn, OLD)
+    both = SecretBox(NEW, (OLD,))
+    assert await set_secret(db, generation, INIT, "before", "value", box=both), "while it is being replaced"
+    assert await set_secret(db, generation, INIT, "also_before", "value", box=BOX)
+    with pytest.raises(Unavailable, match="GATEWAY_SECRET_KEY"):
+        await set_secret(db, generation, INIT, "third", "value", box=SecretBox("x" * 20 + "0123456789abcdefghij", (OLD,)))
+    await reseal_secrets(db, generation, INIT, keys=SecretKeys(NEW, (OLD,)))
+    before = await keys(db, box=both)
+    refused = [
+        set_secret(db, generation, INIT, "after", "value", box=BOX),
+        rotate_signing_key(db, generation, INIT, box=BOX, algorithm="HS256", at_once=True),
+        ensure_signing_key(db, generation, INIT, box=BOX, algorithm="ES256"),
+        reseal_secrets(db, generation, INIT, keys=SecretKeys(OLD)),
+        reseal_secrets(db, generation, INIT, keys=SecretKeys(OLD, ("x" * 20 + "0123456789abcdefghij",))),
+    ]
+    for change in refused:
+        with pytest.raises(Unavailable, match="restart"):
+            await change
+    assert await keys(db, box=both) == before
+    async with db.read() as conn:
+        assert {info.name for info in await secrets.names(conn)} == {"before", "also_before"}
+    assert await set_secret(db, generation, INIT, "after", "value", box=SecretBox(NEW))
+
+
 async def test_what_one_of_them_cannot_open_leaves_all_as_it_was(db: Database, generation: Generation) -> None:
     await ensure_signing_key(db, generation, INIT, box=BOX, algorithm="HS256")
     async with db.write() as conn:
@@ -171,6 +199,32 @@ async def test_what_one_of_them_cannot_open_leaves_all_as_it_was(db: Database, g
     assert len(await keys(db)) == 1  # the old key still opens it
     async with db.write() as conn:
         assert await meta.secret_key_fingerprint(conn) == fingerprint(OLD)
+
+
+STRANGE = SecretBox("x" * 20 + "0123456789abcdefghij")
+
+
+async def replaced_elsewhere(db: Database, generation: Generation, *, at_once: bool) -> None:
+    """The key that signs was encrypted with a secret key that is not ours; then it was replaced."""
+    kid, material = generate("HS256")
+    async with db.write() as conn:
+        await signing.add(conn, STRANGE, kid, "HS256", material, time.time())
+    with pytest.raises(SecretUnreadable):
+        await keys(db)
+    await rotate_signing_key(db, generation, INIT, box=BOX, algorithm="HS256", at_once=at_once)
+
+
+async def test_a_replaced_key_that_cannot_be_opened_keeps_nobody_out(db: Database, generation: Generation) -> None:
+    await replaced_elsewhere(db, generation, at_once=False)
+    ((kid, _, end),) = await keys(db)
+    assert end is None
+    assert head_of((await tokens(db)).issue(USER))["kid"] == kid
+
+
+async def test_one_that_has_ended_is_not_encrypted_anew(db: Database, generation: Generation) -> None:
+    await replaced_elsewhere(db, generation, at_once=True)
+    assert await reseal_secrets(db, generation, INIT, keys=SecretKeys(NEW, (OLD,))) == (0, 1)
+    assert len(await keys(db, box=SecretBox(NEW))) == 1
 
 
 async def test_a_row_that_somebody_changed_is_no_key(db: Database, generation: Generation) -> None:
