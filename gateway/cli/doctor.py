@@ -277,9 +277,14 @@ def _disk(settings: Settings) -> Iterator[Finding]:
 
 def _ledger(settings: Settings) -> Iterator[Finding]:
     """What is on disk and not in the database yet, and how much room there is for more."""
+    from gateway.keeper.refused import REFUSED_FILE, refused_lines
     from gateway.metering.backlog import backlog
 
-    found = backlog(settings.run_dir / "ledger")
+    folder = settings.run_dir / "ledger"
+    if refused := refused_lines(folder):
+        how = f"They are in no report: look at {folder / REFUSED_FILE}, then move it away."
+        yield Finding("ledger", False, f"{refused} lines could not be booked and were set aside", how)
+    found = backlog(folder)
     bound = f" of {settings.ledger_max_mb:,.0f}" if settings.ledger_max_mb else ""
     waits_s = 0.0 if found.oldest_s is None else max(0.0, time.time() - found.oldest_s)
     said = f"{found.disk_bytes / 1e6:,.0f}{bound} MB in {found.segments} segments, {found.waiting_bytes / 1e6:,.1f} MB not in the database"

@@ -2,7 +2,7 @@
 
 A segment's END lines become rows; rows, roll-up deltas and the segment's offset are one transaction, so shipping may be cut off anywhere
 and repeated. A BEGIN without an END is settled as `interrupted` once its writer is dead. A segment that is wholly shipped and will not
-grow is removed.
+grow is removed. A line that no database takes is set aside (`gateway.keeper.refused`); what fails with one segment does not stop others.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import structlog
+
+from gateway.keeper.refused import REFUSED_FILE, set_aside
 from gateway.metering.backlog import publish
 from gateway.metering.ledger import SUFFIX, Lines, forget_slots, interrupted, read_slots, sort_lines, writer_is_dead
 from gateway.metering.record import FIELDS
 from gateway.store import booking, segments
 from gateway.store.days import Days
 from gateway.store.engine import Connection, Database
+from gateway.store.errors import StoreUnavailable
 from gateway.store.key_uses import Uses
+
+logger = structlog.get_logger(__name__)
 
 BATCH_BYTES = 1_000_000
 ID_FILE = "id"
@@ -39,6 +45,7 @@ class _Segment:
     path: Path
     offset: int
     begun: dict[str, str] = field(default_factory=dict)  # BEGIN lines by request id, whose END has not been seen
+    refused: int = 0  # lines of it that were set aside
 
 
 class Shipper:
@@ -49,6 +56,7 @@ class Shipper:
         self._db = db
         self._folder = folder
         self._segments: dict[str, _Segment] = {}
+        self._failing: set[str] = set()  # segments that something is wrong with, and the log says so
         self._uses = Uses()
         self._days = Days()
         self._id = ""
@@ -70,11 +78,23 @@ class Shipper:
         shipped = 0
         names = sorted(path.name for path in self._folder.glob(f"*{SUFFIX}"))
         for name in names:
-            shipped += await self._ship_segment(name)
+            try:
+                shipped += await self._ship_segment(name)
+                self._failing.discard(name)
+            except StoreUnavailable:
+                raise
+            except Exception:
+                self._note_failing(name)
         await self._settle_dead(names)
         publish(self._folder, {name: segment.offset for name, segment in self._segments.items()})
         await self._uses.write(self._db)
         return shipped
+
+    def _note_failing(self, name: str) -> None:
+        """While an exception is handled. Its segment stays as it is, and is tried again."""
+        if name not in self._failing:
+            self._failing.add(name)
+            logger.exception("a segment of the ledger cannot be shipped", segment=name)
 
     async def ship_the_last(self) -> None:
         """As `ship`, and what is known of the use of keys: nothing follows."""
@@ -92,9 +112,7 @@ class Shipper:
                 lines = sort_lines(data)
                 offset = segment.offset + len(data)
                 if lines.values:
-                    async with self._booking(lines.values) as conn:
-                        ended += await booking.insert_values(conn, lines.values, name, offset)
-                    self._uses.note_all(lines.values[_KEY_AT::_WIDTH], lines.values[_STARTED_AT::_WIDTH])
+                    ended += await self._book(lines.values, segment, offset)
                 self._take(segment, lines)
                 segment.offset = offset
                 if all_there_is:
@@ -125,30 +143,78 @@ class Shipper:
         for name in names:
             by_writer[name.rpartition("-")[0]].append(name)
         for writer, writer_names in by_writer.items():
-            # a segment's lock is given back after the next one has its name: without the second look, a writer that moved on since
-            # the folder was listed would pass for dead, and its running requests for interrupted
-            dead = writer_is_dead(self._folder / writer_names[-1])
-            dead = dead and max(path.name for path in self._folder.glob(f"{writer}-*{SUFFIX}")) == writer_names[-1]
-            if dead:
-                for name in writer_names:  # it may have written between our reading and its death
-                    await self._ship_segment(name)
-            for name in writer_names if dead else writer_names[:-1]:
-                await self._finish(name, dead)
+            if self._failing.intersection(writer_names):
+                continue  # what they say is not all known: nothing of this writer is over
+            try:
+                await self._settle_writer(writer, writer_names)
+                self._failing.discard(writer)
+            except StoreUnavailable:
+                raise
+            except Exception:
+                self._note_failing(writer)
         forget_slots(self._folder)
+
+    async def _settle_writer(self, writer: str, writer_names: list[str]) -> None:
+        # a segment's lock is given back after the next one has its name: without the second look, a writer that moved on since
+        # the folder was listed would pass for dead, and its running requests for interrupted
+        dead = writer_is_dead(self._folder / writer_names[-1])
+        dead = dead and max(path.name for path in self._folder.glob(f"{writer}-*{SUFFIX}")) == writer_names[-1]
+        if dead:
+            for name in writer_names:  # it may have written between our reading and its death
+                await self._ship_segment(name)
+        for name in writer_names if dead else writer_names[:-1]:
+            await self._finish(name, dead)
 
     async def _finish(self, name: str, dead: bool) -> None:
         segment = self._segments[name]
         if segment.begun and not dead:
             return  # its process still runs those requests
         noted = read_slots(self._folder, name) if segment.begun else b""
-        values = [value for begun in segment.begun.values() for value in interrupted(begun, noted)]
-        async with self._booking(values) as conn:
-            if values:
-                await booking.insert_values(conn, values, name, segment.offset)
-                self._uses.note_all(values[_KEY_AT::_WIDTH], values[_STARTED_AT::_WIDTH])
+        values = self._interrupted(segment, noted)
+        if values:
+            await self._book(values, segment, segment.offset)
+        async with self._db.write() as conn:
             await segments.finish(conn, name)
         segment.path.unlink(missing_ok=True)
         del self._segments[name]
+
+    def _interrupted(self, segment: _Segment, noted: bytes) -> list[Any]:
+        """Rows of what has begun and will not end. A line that a kill has spoiled must not keep the others waiting."""
+        values: list[Any] = []
+        for begun in segment.begun.values():
+            try:
+                values += interrupted(begun, noted)
+            except Exception as error:
+                self._refuse(segment, error, begun=begun)
+        return values
+
+    async def _book(self, values: list[Any], segment: _Segment, offset: int) -> int:
+        """Book rows, and that the segment is shipped up to `offset`. Rows that no database takes are set aside, by halves."""
+        try:
+            return await self._insert(values, segment, offset)
+        except Exception as error:
+            if isinstance(error, StoreUnavailable) or not booking.is_of_the_rows(error):
+                raise
+            fault = error
+        rows = len(values) // _WIDTH
+        if rows <= 1:
+            self._refuse(segment, fault, row=values)
+            return await self._insert([], segment, offset)
+        half = rows // 2 * _WIDTH
+        booked = await self._book(values[:half], segment, segment.offset)  # sent again, should this be cut off: what is there stays
+        return booked + await self._book(values[half:], segment, offset)
+
+    async def _insert(self, values: list[Any], segment: _Segment, offset: int) -> int:
+        async with self._booking(values) as conn:
+            new = await booking.insert_values(conn, values, segment.path.name, offset)
+        self._uses.note_all(values[_KEY_AT::_WIDTH], values[_STARTED_AT::_WIDTH])
+        return new
+
+    def _refuse(self, segment: _Segment, error: Exception, *, row: list[Any] | None = None, begun: str = "") -> None:
+        set_aside(self._folder, segment.path.name, error, row=row, begun=begun)
+        if not segment.refused:
+            logger.error("lines of the ledger that cannot be booked are set aside", segment=segment.path.name, file=REFUSED_FILE)
+        segment.refused += 1
 
     @asynccontextmanager
     async def _booking(self, values: list[Any]) -> AsyncIterator[Connection]:

@@ -6,6 +6,7 @@ rows in one statement (handing values over row by row costs as much as storing t
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Table, select
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store import days
@@ -26,6 +27,7 @@ from gateway.store.tables import usage_by_day, usage_by_hour, usage_of_each, usa
 _STARTED_AT = COLUMNS.index("started_at")
 _VALUES_AT_ONCE = 900  # in one statement; any SQLite takes 999
 _CHUNK = 500
+_OF_VALUES = (sqlite3.IntegrityError, sqlite3.DataError, OverflowError, ValueError, TypeError)
 _FORWARD = (  # a batch sent again must not turn the offset back
     'INSERT INTO ledger_segments (name, "offset", updated_at) VALUES ({}, {}, {}) ON CONFLICT (name) DO UPDATE '
     'SET "offset" = excluded."offset", updated_at = excluded.updated_at WHERE excluded."offset" > ledger_segments."offset"'
@@ -61,6 +63,20 @@ async def insert_values(conn: AsyncConnection, values: list[Any], segment: str, 
     ):
         await _insert(conn, table, as_values(cells), _adding_up(table))
     return len(new) // WIDTH
+
+
+def is_of_the_rows(error: Exception) -> bool:
+    """Is it a fault of what a row holds (too large a number, a character that no text may have, nothing where something must be)?
+
+    All else (a table that is gone, a disk that fails) would be the same with any row.
+    """
+    if isinstance(error, DBAPIError):
+        state = getattr(error.orig, "sqlstate", None) or ""
+        cause = getattr(error.orig, "__cause__", None)
+        return isinstance(error, IntegrityError) or state[:2] in ("22", "23") or isinstance(cause, _OF_VALUES)
+    if isinstance(error, sqlite3.InterfaceError | sqlite3.ProgrammingError):
+        return "binding parameter" in str(error)
+    return isinstance(error, _OF_VALUES) or (isinstance(error, OSError) and error.errno == errno.EOVERFLOW)  # a day beyond the calendar
 
 
 def _by_day(values: list[Any]) -> dict[int, list[Any]]:

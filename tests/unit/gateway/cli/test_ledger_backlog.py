@@ -54,3 +54,11 @@ def test_little_room(ready: Gateway, writer: SegmentWriter, monkeypatch: pytest.
     assert not told["ok"]
     assert "nearly full" in told["message"]
     assert "GATEWAY_LEDGER_MAX_MB" in told["fix"]
+
+
+def test_lines_that_were_set_aside(ready: Gateway, writer: SegmentWriter, tmp_path: Path) -> None:
+    (tmp_path / "home" / "run" / "ledger" / "refused.jsonl").write_text('{"why": "OverflowError"}\n' * 2)
+    told = finding(ready)
+    assert not told["ok"]
+    assert told["message"].startswith("2 lines could not be booked")
+    assert "refused.jsonl" in told["fix"]
