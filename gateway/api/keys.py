@@ -258,7 +258,7 @@ async def _owner_id(control: TheControl, owner: str | None) -> str | None:
     if owner is None or "@" not in owner:
         return owner
     async with control.db.read() as conn:
-        user = await users.by_email(conn, owner)
+        user = await users.by_typed_email(conn, owner)
     return owner if user is None else user.id
 
 

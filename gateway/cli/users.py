@@ -177,7 +177,7 @@ async def find_user(ctx: Context, email: str) -> User:
     from gateway.store import users
 
     async with ctx.db.read() as conn:
-        user = await users.by_email(conn, email)
+        user = await users.by_typed_email(conn, email)
     return user if user is not None else fail(f"There is no user {email!r}; `gateway users list` shows all.")
 
 

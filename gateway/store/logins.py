@@ -25,7 +25,7 @@ class Accounts:
 
     async def account_by_email(self, email: str, address: str = "") -> Account | None:
         async with self._db.read() as conn:
-            return await _account(conn, await users.by_email(conn, email), address)
+            return await _account(conn, await users.by_typed_email(conn, email), address)
 
     async def logged_in_since(self, at: float) -> list[tuple[str, str]]:
         async with self._db.read() as conn:

@@ -104,6 +104,17 @@ async def by_email(conn: AsyncConnection, email: str) -> User | None:
     return _user((await conn.execute(select(*_COLUMNS).where(_U.email == normalise_email(email)))).one_or_none())
 
 
+async def by_typed_email(conn: AsyncConnection, email: str) -> User | None:
+    """Whom somebody means who types this: a user to log in as, or to look up. Never to link an account by, nor to see whether it is free.
+
+    Earlier versions stored every letter in lower case. What is ASCII once lowered is somebody else's address.
+    """
+    found, lowered = await by_email(conn, email), normalise_email(email).lower()
+    if found is None and not lowered.isascii():
+        found = await by_email(conn, lowered)
+    return found
+
+
 async def all_enabled(conn: AsyncConnection) -> list[User]:
     rows = (await conn.execute(select(*_COLUMNS).where(_U.disabled_at.is_(None)))).all()
     return [_made(row) for row in rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sqlite3
 import stat
 from pathlib import Path
 
@@ -33,6 +34,16 @@ def test_init_with_a_given_password_shows_none(gateway: Gateway, monkeypatch: py
     monkeypatch.setenv("GATEWAY_ADMIN_EMAIL", "Boss@Example.com")
     typed = gateway("init", "--json")
     assert (typed.json["admin"], typed.json["created"], typed.err) == ("Boss@Example.com", True, "")
+
+
+def test_an_address_of_before_is_found_however_it_is_typed(ready: Gateway, tmp_path: Path) -> None:
+    """Earlier versions stored every letter in lower case; new addresses are ASCII."""
+    assert ready("users", "create", "--email", "muller@x.de", "--role", "member").code == 0
+    with sqlite3.connect(tmp_path / "home" / "gateway.sqlite3") as database:
+        database.execute("UPDATE users SET email = 'm\u00fcller@x.de' WHERE email = 'muller@x.de'")
+    database.close()
+    assert ready("users", "disable", "M\u00fcller@x.de", "--json").json["email"] == "m\u00fcller@x.de"
+    assert ready("users", "create", "--email", "M\u00fcller@x.de", "--role", "member").code == 1
 
 
 def test_init_never_changes_an_admin(ready: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:

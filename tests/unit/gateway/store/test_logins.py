@@ -66,6 +66,21 @@ async def refusal(login: Login, refresh_token: str) -> str:
     return refused.value.reason
 
 
+async def test_whoever_was_stored_in_lower_case_types_their_address_as_they_like(db: Database, passwords: Passwords, login: Login) -> None:
+    """Earlier versions lowered every letter. What is ASCII once lowered was another's from the beginning."""
+    stored = await passwords.hash(PASSWORD)
+    async with db.write() as conn:
+        for email in ("m\u00fcller@x.de", "kim@x.de"):
+            await users.create(conn, email, Role.MEMBER, stored, 1.0)
+        await users.create(conn, "Zo\u00cb@x.de", Role.MEMBER, stored, 1.0)
+        await users.create(conn, "zo\u00eb@x.de", Role.MEMBER, None, 1.0)
+    for typed in ("M\u00fcller@x.de", " M\u00dcLLER@X.DE ", "m\u00fcller@x.de"):
+        assert (await login.prove(typed, PASSWORD)).user.email == "m\u00fcller@x.de"
+    assert (await login.prove("Zo\u00cb@x.de", PASSWORD)).user.email == "Zo\u00cb@x.de", "as it is typed comes first"
+    with pytest.raises(LoginFailed):
+        await login.prove("\u212aim@x.de", PASSWORD)
+
+
 async def test_login_gives_a_pair_and_stores_only_a_digest(db: Database, login: Login, user: User, clock: Clock) -> None:
     pair = await login.login("  USER@localhost ", PASSWORD)
     assert ACCESS.verify(pair.access_token, clock()).user_id == user.id
