@@ -25,14 +25,21 @@ class Usage(NamedTuple):
 
 def usage_of(value: Any) -> Usage | None:
     """The usage in a parsed answer or chunk, or None."""
+    usage = _usage_object(value)
+    return None if usage is None else _read(usage)
+
+
+def _usage_object(value: Any) -> dict[str, Any] | None:
     if type(value) is not dict:
         return None
     usage = value.get("usage")
     if type(usage) is not dict:
         response = value.get("response") or value.get("message")  # responses and messages wrap it in their events
         usage = response.get("usage") if type(response) is dict else None
-        if type(usage) is not dict:
-            return None
+    return usage if type(usage) is dict else None
+
+
+def _read(usage: dict[str, Any]) -> Usage | None:
     prompt = _count(usage, "prompt_tokens", "input_tokens")
     completion = _count(usage, "completion_tokens", "output_tokens")
     if prompt is None and completion is None:
@@ -61,10 +68,10 @@ def usage_of_input(value: Any) -> Usage | None:
 
 def usage_of_message(value: Any) -> Usage | None:
     """The usage of a message in Anthropic's shape, or of an event of it. What went through the cache is counted beside the rest there."""
-    found = usage_of(value)
-    if found is None or found.prompt_tokens is None:
+    usage = _usage_object(value)
+    found = _read(usage) if usage is not None else None
+    if usage is None or found is None or found.prompt_tokens is None:
         return found
-    usage = value["usage"] if type(value.get("usage")) is dict else value["message"]["usage"]
     read = _count(usage, "cache_read_input_tokens") or 0
     written = _count(usage, "cache_creation_input_tokens") or 0
     return found._replace(prompt_tokens=min(found.prompt_tokens + read + written, MAX_TOKENS), cached_tokens=read)

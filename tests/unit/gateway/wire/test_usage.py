@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.wire.usage import MAX_TOKENS, Usage, tap, usage_of, without_usage_events
+from gateway.wire.usage import MAX_TOKENS, Usage, tap, usage_of, usage_of_message, without_usage_events
 
 
 def frame(value: Any) -> bytes:
@@ -38,6 +38,14 @@ def frame(value: Any) -> bytes:
 )
 def test_usage_of(value: Any, usage: Usage | None) -> None:
     assert usage_of(value) == usage
+
+
+@pytest.mark.parametrize("place", ["usage", "message", "response"])
+def test_the_usage_of_a_message_is_read_where_it_stands(place: str) -> None:
+    usage = {"input_tokens": 3, "cache_read_input_tokens": 4, "output_tokens": 5}
+    value = {"usage": usage} if place == "usage" else {place: {"usage": usage}}
+    assert usage_of_message(value) == Usage(7, 5, 4)
+    assert usage_of_message({"usage": None, place: []}) is None
 
 
 ALONE = frame({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
