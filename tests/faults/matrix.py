@@ -26,6 +26,7 @@ from tests.faults.calls import CALLS, Call
 from tests.faults.client import Answer, Client
 from tests.faults.scene import InOrder
 from tests.faults.table import ANY, CLOSED, COMMENT, FAULTS, KEPT, Expected, Fault, flood_frames, flood_good, good
+from tests.gateway_process import free_port
 from tests.relay_server import RelayServer, relay_server, route, target
 from tests.upstream import Script, Seen, Upstream, Wire, well_behaved
 
@@ -407,8 +408,7 @@ class Load:
 @contextlib.contextmanager
 def nowhere() -> Iterator[tuple[str, str]]:
     """Two base URLs: one where connections are refused, one where they are never taken (its backlog is full)."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        refused = taken.getsockname()[1]
+    refused = free_port()
     with contextlib.ExitStack() as stack:
         full = stack.enter_context(socket.socket())
         full.bind(("127.0.0.1", 0))

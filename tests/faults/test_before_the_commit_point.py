@@ -12,6 +12,7 @@ from gateway.routing.table import Timeouts
 from tests.faults import scripts
 from tests.faults.scene import CHAT, Scene, scene
 from tests.faults.scripts import ROLE, answers, frame, raw, resets, silence, stream
+from tests.gateway_process import free_port
 from tests.upstream import Script, Seen, Wire, chat_answer, well_behaved
 
 ERROR = {"error": {"message": "it is full", "type": "x", "param": None, "code": None}}
@@ -149,9 +150,7 @@ async def test_the_total_clock() -> None:
 
 
 async def test_a_backend_that_nobody_listens_at() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-    async with scene(url) as stage:
+    async with scene(f"http://127.0.0.1:{free_port()}/v1") as stage:
         for number, stream_it in enumerate((False, True), 1):
             answer = await stage.chat(stream_it)
             assert (answer.status, answer.code) == (502, "upstream_error")
