@@ -30,7 +30,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MAGIC 0x33736c6576656c67ULL /* "glevels3" */
+#define MAGIC 0x34736c6576656c67ULL /* "glevels4" */
 #define PROCESSES 256
 #define ACCOUNTS (1u << 18)
 #define HELD (1u << 18)
@@ -50,6 +50,7 @@ enum { MONEY, IN_TOKENS, BUDGETS };
 typedef struct {
     int64_t amount, reserved, spent;
     double end_s; /* of its window; 0 = none was begun */
+    int64_t lost; /* the part of `spent` that killed processes had reserved: what it came to, the books will say */
 } Budget;
 
 typedef struct {
@@ -63,7 +64,6 @@ typedef struct {
     uint8_t window_kinds[BUDGETS]; /* 0 = none was begun */
     uint8_t whose, unused;
     int32_t soft; /* percent of a budget from which on answers warn */
-    uint64_t room_for_more;
 } Account;
 
 typedef struct {
@@ -272,7 +272,7 @@ static Held *take_held(Levels *self, uint32_t number)
     return held;
 }
 
-static void settle(Levels *self, uint32_t number, int64_t tokens, int64_t cost_pusd)
+static void settle(Levels *self, uint32_t number, int64_t tokens, int64_t cost_pusd, int is_lost)
 {
     Held *held = &self->held[number];
     int slot = (int)held->process - 1;
@@ -284,6 +284,10 @@ static void settle(Levels *self, uint32_t number, int64_t tokens, int64_t cost_p
         account->budgets[MONEY].spent = sum(account->budgets[MONEY].spent, cost_pusd);
         account->budgets[IN_TOKENS].reserved -= held->tokens;
         account->budgets[IN_TOKENS].spent = sum(account->budgets[IN_TOKENS].spent, tokens);
+        if (is_lost) {
+            account->budgets[MONEY].lost = sum(account->budgets[MONEY].lost, cost_pusd);
+            account->budgets[IN_TOKENS].lost = sum(account->budgets[IN_TOKENS].lost, tokens);
+        }
         for (int rate = TOKENS; rate < RATES; rate += TOKENS_DAY - TOKENS) {
             double left = account->left[rate] + ((double)held->tokens - (double)tokens), limit = (double)account->rates[rate];
             account->left[rate] = account->rates[rate] != NONE && left > limit ? limit : left;
@@ -296,13 +300,14 @@ static void settle(Levels *self, uint32_t number, int64_t tokens, int64_t cost_p
     commit(self);
 }
 
-/* What a killed process held: its slots are free, its reservation counts as used. Nobody knows better before the ledger is read. */
+/* What a killed process held: its slots are free, its reservation counts as used. Nobody knows better before the ledger is read: see
+ * `reconcile`. */
 static uint32_t give_back(Levels *self, int slot)
 {
     uint32_t count = 0;
     for (uint32_t number = 1; self->processes[slot].holds && number < self->header->room.held_fresh; number++)
         if (self->held[number].process == (uint32_t)slot + 1) {
-            settle(self, number, self->held[number].tokens, self->held[number].cost_pusd);
+            settle(self, number, self->held[number].tokens, self->held[number].cost_pusd, 1);
             count++;
         }
     return count;
@@ -532,7 +537,7 @@ static void claim(Levels *self, Account *account, const uint64_t *id, double now
     } else if (account->epoch != self->header->epoch) {
         account->running = 0;
         for (int of = 0; of < BUDGETS; of++) {
-            account->budgets[of] = (Budget){account->budgets[of].amount, 0, 0, 0};
+            account->budgets[of] = (Budget){account->budgets[of].amount, 0, 0, 0, 0};
             account->window_kinds[of] = 0;
         }
         account->epoch = self->header->epoch;
@@ -690,10 +695,77 @@ static PyObject *Levels_window(Levels *self, PyObject *const *args, Py_ssize_t c
         account->window_kinds[of] = (uint8_t)kind;
         account->budgets[of].end_s = end_s;
         account->budgets[of].spent = spent;
+        account->budgets[of].lost = 0;
         commit(self);
     } else if (account->budgets[of].end_s == end_s && account->budgets[of].spent < spent) {
         begin(self, &number, 1, 0, self->slot);
         account->budgets[of].spent = spent;
+        commit(self);
+    }
+    unlock(self);
+    Py_RETURN_NONE;
+}
+
+static int budget_of(PyObject *value)
+{
+    long of = PyLong_AsLong(value);
+    if (of >= 0 && of < BUDGETS)
+        return (int)of;
+    if (!PyErr_Occurred())
+        PyErr_SetString(PyExc_ValueError, "which is 0 or 1");
+    return -1;
+}
+
+/* counted(number, which budget) -> (kind and end_s of its window, spent, the part of that which killed processes had reserved) */
+static PyObject *Levels_counted(Levels *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "counted(number, which)");
+        return NULL;
+    }
+    int of = budget_of(args[1]);
+    if (of < 0)
+        return NULL;
+    Account *account = account_of(self, args[0]);
+    if (account == NULL)
+        return NULL;
+    lock(self);
+    Budget copy = account->budgets[of];
+    int kind = account->window_kinds[of];
+    unlock(self);
+    return Py_BuildValue("(idLL)", kind, copy.end_s, (long long)copy.spent, (long long)copy.lost);
+}
+
+/* reconcile(number, which budget, counted, booked): levels.py has the argument. */
+static PyObject *Levels_reconcile(Levels *self, PyObject *const *args, Py_ssize_t count)
+{
+    int kind;
+    double end_s;
+    long long spent, lost;
+    if (count != 4 || !PyTuple_CheckExact(args[2])) {
+        PyErr_SetString(PyExc_TypeError, "reconcile(number, which, counted: tuple of 4, booked)");
+        return NULL;
+    }
+    int of = budget_of(args[1]);
+    if (of < 0 || !PyArg_ParseTuple(args[2], "idLL", &kind, &end_s, &spent, &lost))
+        return NULL;
+    int64_t booked = PyLong_AsLongLong(args[3]);
+    if (booked == -1 && PyErr_Occurred())
+        return NULL;
+    Account *account = account_of(self, args[0]);
+    if (account == NULL)
+        return NULL;
+    uint32_t number = (uint32_t)(account - self->accounts);
+    Budget *budget = &account->budgets[of];
+    lock(self);
+    if (account->window_kinds[of] == kind && budget->end_s == end_s) {
+        begin(self, &number, 1, 0, self->slot);
+        int64_t known = lost < budget->lost ? lost : budget->lost;
+        int64_t too_much = spent > booked ? sum(spent, -booked) : 0;
+        budget->lost -= known;
+        budget->spent -= too_much < known ? too_much : known;
+        if (budget->spent < booked)
+            budget->spent = booked;
         commit(self);
     }
     unlock(self);
@@ -1003,7 +1075,7 @@ static void end(Permit *self, const int64_t *used)
     if (levels->memory != NULL) {
         const Held *held = &levels->held[self->held];
         lock(levels);
-        settle(levels, self->held, used != NULL ? used[0] : held->tokens, used != NULL ? used[1] : held->cost_pusd);
+        settle(levels, self->held, used != NULL ? used[0] : held->tokens, used != NULL ? used[1] : held->cost_pusd, 0);
         unlock(levels);
     }
     Py_DECREF(levels);
@@ -1065,6 +1137,8 @@ static PyMethodDef levels_methods[] = {
     {"find", (PyCFunction)Levels_find, METH_O, "The number of an account that is there."},
     {"change", (PyCFunction)(void (*)(void))Levels_change, METH_FASTCALL, "Put limits in force."},
     {"window", (PyCFunction)(void (*)(void))Levels_window, METH_FASTCALL, "Begin a budget's window."},
+    {"counted", (PyCFunction)(void (*)(void))Levels_counted, METH_FASTCALL, "What was counted of a budget's window."},
+    {"reconcile", (PyCFunction)(void (*)(void))Levels_reconcile, METH_FASTCALL, "What the books say of a budget's window."},
     {"headers", (PyCFunction)(void (*)(void))Levels_headers, METH_FASTCALL, "The x-ratelimit lines."},
     {"reserve", (PyCFunction)(void (*)(void))Levels_reserve, METH_FASTCALL, "Take from all of these accounts, or from none."},
     {"sweep", (PyCFunction)Levels_sweep, METH_NOARGS, "Give back what killed processes held."},

@@ -28,9 +28,9 @@ from contextlib import contextmanager
 from typing import cast
 
 FORM = "plain"
-_MAGIC = 0x676C6576_34
+_MAGIC = 0x676C6576_35
 _PROCESSES, _ACCOUNTS, _HELD = 256, 1 << 18, 1 << 18
-_WORDS = 26  # of 8 bytes: an account, and a reservation, have as many
+_WORDS = 28  # of 8 bytes: an account, and a reservation, have as many
 _HEADER = 8 * _WORDS
 _SIZE_WORDS = _HEADER + (_ACCOUNTS + _HELD) * _WORDS
 _ALL, _ONE, _FIRST_PROCESS = 0, 1, 2  # bytes of the file whose locks mean: attached; at work; this process lives
@@ -60,6 +60,7 @@ _UPDATED, _RATE, _LEFT, _MOST_RUNNING, _RUNNING, _BUDGET_AT, _EPOCH, _WINDOW_KIN
     25,
 )
 _AMOUNT, _RESERVED, _SPENT, _END = range(4)  # of a budget
+_LOST = (26, 27)  # the part of what is spent that killed processes had reserved: what it came to, the books will say
 _LIMITS_AT = (*range(_RATE, _RATE + 4), _MOST_RUNNING, *(at + _AMOUNT for at in _BUDGET_AT), _SOFT)  # in the order of `Limits`
 _NEXT, _PROCESS, _COUNT, _HELD_TOKENS, _COST, _FIRST_ACCOUNT = range(6)
 
@@ -71,6 +72,8 @@ Limits = tuple[int | None, int | None, int | None, int | None, int | None, int |
 State = tuple[int, int, int, int, int, float, float, float, float, float, float]
 """(running, reserved_pusd, spent_pusd, reserved_tokens, spent_tokens, end of the window of money, of that of tokens, then what is left of
 rpm, tpm, rpd, tpd as of the last step)."""
+Counted = tuple[int, float, int, int]
+"""(kind and end of a budget's window, spent, the part of that which killed processes had reserved)."""
 _Why = tuple[bool, float, int, int, int]  # final; seconds to wait; the earlier accounts stand first; which; the account's place
 
 
@@ -132,7 +135,7 @@ class Levels:
                         q[at + _RUNNING] = 0
                         for budget in _BUDGETS:
                             money = at + _BUDGET_AT[budget]
-                            q[money + _RESERVED] = q[money + _SPENT] = q[at + _WINDOW_KIND[budget]] = 0
+                            q[money + _RESERVED] = q[money + _SPENT] = q[at + _WINDOW_KIND[budget]] = q[at + _LOST[budget]] = 0
                             self._d[money + _END] = 0.0
                         q[at + _EPOCH] = q[_EPOCH_AT]
                     return index
@@ -198,9 +201,44 @@ class Levels:
                 q[kind_at] = kind
                 self._d[budget + _END] = end_s
                 q[budget + _SPENT] = spent
+                q[at + _LOST[which]] = 0
             elif self._d[budget + _END] == end_s and q[budget + _SPENT] < spent:
                 self._begin((at,))
                 q[budget + _SPENT] = spent
+
+    def counted(self, number: int, which: int) -> Counted:
+        """What was counted in a budget's window."""
+        if which not in _BUDGETS:
+            raise ValueError("which is 0 or 1")
+        at, q = self._at(number), self._q
+        budget = at + _BUDGET_AT[which]
+        with self._locked():
+            return q[at + _WINDOW_KIND[which]], self._d[budget + _END], q[budget + _SPENT], q[at + _LOST[which]]
+
+    def reconcile(self, number: int, which: int, counted: Counted, booked: int) -> None:
+        """The books have `booked` of this window, and in it all that had ended when `counted` was read, be it that a process had died.
+
+        What was spent is the larger of the two figures, as in `window`. What killed processes had reserved then was counted at its upper
+        bound, and the books have it as it was: so as much of it comes off as was counted more than is booked, and never more than it
+        was. What has been counted since `counted` was read stays on, for it may not be booked. (What of it is booked already hides as
+        much that should come off: to the budget's side, by what is spent in a second.) Nothing is done in another window.
+        """
+        if which not in _BUDGETS:
+            raise ValueError("which is 0 or 1")
+        if not isinstance(counted, tuple) or len(counted) != 4:
+            raise TypeError("reconcile(number, which, counted: tuple of 4, booked)")
+        if booked > _MOST:
+            raise OverflowError("more than can be counted")
+        at, q = self._at(number), self._q
+        budget, lost_at = at + _BUDGET_AT[which], at + _LOST[which]
+        kind, end_s, spent, lost = counted
+        with self._locked():
+            if q[at + _WINDOW_KIND[which]] != kind or self._d[budget + _END] != end_s:
+                return
+            self._begin((at,))
+            known = min(lost, q[lost_at])
+            q[lost_at] -= known
+            q[budget + _SPENT] = max(q[budget + _SPENT] - min(known, max(0, spent - booked)), booked)
 
     def headers(self, numbers: tuple[int, ...], now_s: float) -> bytes:
         """The x-ratelimit lines of the rates that have least left, and when their buckets would be full again; `x-budget-warning` of the
@@ -291,16 +329,16 @@ class Levels:
         self._lost.append(held)
 
     def _give_back(self, slot: int) -> int:
-        """What a killed process held: its slots are free, its reservation counts as used."""
+        """What a killed process held: its slots are free, its reservation counts as used until the books are known (`reconcile`)."""
         q, count = self._q, 0
         for number in range(1, q[_FRESH_AT]):
             held = self._held_at(number)
             if q[held + _PROCESS] == slot + 1:
-                self._settle(held, q[held + _HELD_TOKENS], q[held + _COST])
+                self._settle(held, q[held + _HELD_TOKENS], q[held + _COST], lost=True)
                 count += 1
         return count
 
-    def _settle(self, held: int, tokens: int, cost_pusd: int) -> None:
+    def _settle(self, held: int, tokens: int, cost_pusd: int, *, lost: bool = False) -> None:
         q, d = self._q, self._d
         places = [q[held + _FIRST_ACCOUNT + place] for place in range(q[held + _COUNT])]
         self._begin((*places, held))
@@ -310,6 +348,8 @@ class Levels:
                 budget = at + _BUDGET_AT[which]
                 q[budget + _RESERVED] -= reserved
                 q[budget + _SPENT] = min(q[budget + _SPENT] + used, _MOST)
+                if lost:
+                    q[at + _LOST[which]] = min(q[at + _LOST[which]] + used, _MOST)
             for rate in (_TOKENS, _TOKENS_DAY):
                 left, limit = d[at + _LEFT + rate] + (float(q[held + _HELD_TOKENS]) - tokens), q[at + _RATE + rate]
                 d[at + _LEFT + rate] = left if limit == _NONE else min(left, float(limit))

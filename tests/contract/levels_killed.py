@@ -48,6 +48,11 @@ def window(levels: Any, numbers: Numbers) -> Callable[[], object]:
     return lambda: levels.window(numbers[0], MONEY, 2, NOW_S, 70)
 
 
+def reconcile(levels: Any, numbers: Numbers) -> Callable[[], object]:
+    counted = levels.counted(numbers[0], MONEY)
+    return lambda: levels.reconcile(numbers[0], MONEY, counted, 70)
+
+
 def close(levels: Any, numbers: Numbers) -> Callable[[], object]:
     permit = levels.reserve(numbers, 40, 400, NOW_S)
     return lambda: (levels.close(), permit)
@@ -62,6 +67,7 @@ STEPS: dict[str, tuple[Prepare, tuple[object, ...]]] = {
     "settle": (settle, (SWEPT, SETTLED)),
     "change": (change, (UNTOUCHED, CHANGED)),
     "window": (window, (UNTOUCHED, BEGUN)),
+    "reconcile": (reconcile, (UNTOUCHED, BEGUN)),
     "close": (close, (SWEPT,)),
     "sweep": (sweep, (SWEPT,)),
 }
@@ -149,7 +155,7 @@ def main() -> None:
         levels.sweep()
         states = [spent(levels, number) + left(levels, number) for number in numbers]
         assert states[0] in allowed, (kills, states)
-        assert states[1:] == ([UNTOUCHED] * 3 if step in ("change", "window") else [states[0]] * 3), (kills, states)
+        assert states[1:] == ([UNTOUCHED] * 3 if step in ("change", "window", "reconcile") else [states[0]] * 3), (kills, states)
         permits = [levels.reserve((all_of_them,), 1, 1, NOW_S) for _ in range(8)]
         assert spent(levels, all_of_them)[:4] == (8, 8, 0, 8), kills
         for permit in permits:

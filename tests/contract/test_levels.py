@@ -471,6 +471,34 @@ def test_what_a_killed_process_held_is_free(form: str, tmp_path: Path) -> None:
     levels.close()
 
 
+def test_what_a_killed_process_reserved_counts_until_the_books_have_it(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "levels"
+    levels = FORMS[form](path)
+    number = account(levels, "k")
+    levels.reserve((number,), 5, 50, time.time()).settle(5, 50)
+    process = work(form, path, "hold")
+    assert said(process) == "held"
+    process.kill()
+    process.communicate()
+    assert levels.sweep() == 1
+    counted = levels.counted(number, MONEY)
+    assert counted == (1, math.inf, 450, 400)
+    assert levels.counted(number, IN_TOKENS) == (1, math.inf, 45, 40)
+    levels.reserve((number,), 0, 7, time.time()).settle(0, 7)  # not booked yet
+    levels.reconcile(number, MONEY, counted, 50 + 30)
+    assert levels.counted(number, MONEY) == (1, math.inf, 50 + 30 + 7, 0)
+    levels.reconcile(number, MONEY, counted, 50 + 30)
+    assert levels.counted(number, MONEY) == (1, math.inf, 50 + 30 + 7, 0), "once"
+    levels.reconcile(number, IN_TOKENS, levels.counted(number, IN_TOKENS), 0)
+    assert levels.counted(number, IN_TOKENS) == (1, math.inf, 5, 0), "what was counted here stays, though the books lack it"
+    levels.window(number, MONEY, 2, time.time() + 60, 9)
+    levels.reconcile(number, MONEY, counted, 1000)
+    assert levels.counted(number, MONEY)[2:] == (9, 0), "of another window"
+    levels.reconcile(number, MONEY, levels.counted(number, MONEY), 1000)
+    assert levels.counted(number, MONEY)[2:] == (1000, 0), "spent where nobody counted"
+    levels.close()
+
+
 def test_one_in_the_place_of_a_killed_process_does_not_inherit(form: str, tmp_path: Path) -> None:
     path = tmp_path / "levels"
     levels = FORMS[form](path)
@@ -526,7 +554,7 @@ def test_levels_are_attached_once(tmp_path: Path) -> None:
         taken.Levels.__init__(levels, tmp_path / "other")
 
 
-@pytest.mark.parametrize("step", ["reserve", "settle", "change", "window", "close", "sweep"])
+@pytest.mark.parametrize("step", ["reserve", "settle", "change", "window", "reconcile", "close", "sweep"])
 def test_a_process_may_be_killed_at_any_instruction(form: str, step: str, tmp_path: Path) -> None:
     """What it was at is done whole or not at all, and nothing that the others walk through is broken. STRIDE=1 kills at each."""
     command = [sys.executable, "-m", "tests.contract.levels_killed", form, str(tmp_path / "levels"), step, os.environ.get("STRIDE", "41")]
