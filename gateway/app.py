@@ -35,6 +35,7 @@ from backends.local import LocalBackend, LocalState, PathRefused, locate
 from gateway.api import create_api
 from gateway.changes import Actor, ensure_signing_key
 from gateway.hosts import HostLimits
+from gateway.keeper.reconcile import reconcile
 from gateway.keeper.settle import settle
 from gateway.limits.base import Limiter
 from gateway.limits.callers import Callers
@@ -88,6 +89,7 @@ SETTLE_S = 10.0  # how long a starting server waits for the ledger of one that d
 LOST_WORD_S = 1.0  # the same on SQLite, where the counters tell of each change: only to see that the file is still there
 USES_S = 10.0
 STOPS_S = 1.0
+RECONCILE_S = 15.0  # how often what limits have counted is compared with the books
 ISSUERS_S = 3.0  # how long a starting server waits for the keys of trusted issuers
 RETRY_S = 1.0  # how often what could not be put in force is looked at again
 REMOTE_POLL_S = 0.5  # how often the change log itself is read, for changes made on other hosts
@@ -213,7 +215,8 @@ class Services:
         self._commit = GroupCommit(self.ledger, settings.ledger_fsync_ms / 1000) if settings.ledger_fsync_ms else None
         if self._commit is not None:
             self._commit.start()
-        self._limiter = SharedLimiter(Levels(settings.run_dir / f"levels-{FORM}"), self._spending.spent)
+        self._levels = Levels(settings.run_dir / f"levels-{FORM}")
+        self._limiter = SharedLimiter(self._levels, self._spending.spent)
         self.relay = Relay(
             authenticator=Authenticator(live, tokens, others),
             known=live,
@@ -360,6 +363,7 @@ class Services:
         remote_s = REMOTE_POLL_S if self.db.dialect == "postgresql" else LOST_WORD_S
         generation, live, wake, loop = self.generation, self.live, asyncio.Event(), asyncio.get_running_loop()
         timer: asyncio.Handle | None = None
+        reconciling = asyncio.create_task(self._reconcile(), name="reconcile")
         uses = asyncio.create_task(self._write_uses(), name="uses")
         retry = asyncio.create_task(self._retry(), name="retry")
         issuers = asyncio.create_task(self._others.follow(), name="issuers") if self._others is not None else None
@@ -406,6 +410,7 @@ class Services:
                     failing = True
                     await asyncio.sleep(1)
         finally:
+            reconciling.cancel()
             uses.cancel()
             retry.cancel()
             if issuers is not None:
@@ -421,6 +426,18 @@ class Services:
             await asyncio.sleep(USES_S)
             with contextlib.suppress(StoreUnavailable):  # they wait
                 await self.control.uses.write(self.db)
+
+    async def _reconcile(self) -> None:
+        """Beside the loop that applies changes. Any process of the host may be the one that does it."""
+        while True:
+            await asyncio.sleep(RECONCILE_S * (0.8 + 0.4 * random.random()))  # noqa: S311  # spreads processes in time, hides nothing
+            limits = {one.limit_id: one.limits for one in self.live.limited()} | self._models.limits()
+            try:
+                await reconcile(self.db, self.settings.run_dir, self._levels, limits)
+            except StoreUnavailable:
+                pass  # it is compared later
+            except Exception:
+                logger.exception("what limits have counted could not be compared with the books")
 
     async def _note_stops(self) -> None:
         """Which budgets have refused a request, for the keeper to tell of. Each is written once by each process."""

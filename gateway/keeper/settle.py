@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 
@@ -19,8 +20,8 @@ async def settle(db: Database, run_dir: Path, within_s: float) -> bool:
 
     That includes what a process ran that was killed: its segments go once those requests are booked. Raises `StoreUnavailable`.
     """
-    written = _segment_sizes(run_dir / "ledger")
-    dead = _left_by_the_dead(run_dir / "ledger")
+    written = segment_sizes(run_dir / "ledger")
+    dead = left_by_the_dead(run_dir / "ledger")
     deadline_s = time.monotonic() + within_s
     while not await ship_once(db, run_dir):
         if not any(path.exists() for path in dead) and not await _unshipped(db, written):
@@ -31,11 +32,16 @@ async def settle(db: Database, run_dir: Path, within_s: float) -> bool:
     return True
 
 
-def _segment_sizes(folder: Path) -> dict[Path, int]:
-    return {path: written_bytes(path) for path in folder.glob(f"*{SUFFIX}")} if folder.is_dir() else {}
+def segment_sizes(folder: Path) -> dict[Path, int]:
+    """How far each is written."""
+    sizes: dict[Path, int] = {}
+    for path in folder.glob(f"*{SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # wholly shipped meanwhile, and removed
+            sizes[path] = written_bytes(path)
+    return sizes
 
 
-def _left_by_the_dead(folder: Path) -> list[Path]:
+def left_by_the_dead(folder: Path) -> list[Path]:
     """The last segment of each writer that does not live. (One that lives has given back the locks of those before its last.)"""
     newest = {path.name.rpartition("-")[0]: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
     dead: list[Path] = []

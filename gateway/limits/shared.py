@@ -211,6 +211,12 @@ class SharedLimiter:
         account.window_end_s = min(account.ends_s)
 
 
+def running_window(limits: Limits, which: int, now_s: float) -> tuple[int, float]:
+    """(kind, end) of the window of the budget of money (0) or of tokens (1), which there is, as levels name it."""
+    window = _window_of(limits, which)
+    return _kind(window, limits), _end_s(window, now_s)
+
+
 def _whose_is(limit_id: str) -> int:
     for whose in (1, 2, 3):
         if limit_id.startswith(_WHOSE[whose] + ":"):

@@ -44,7 +44,7 @@ def publish(folder: Path, offsets: Mapping[str, int]) -> None:
 
 def backlog(folder: Path) -> Backlog:
     """Cheap enough for once a second: of segments that were left, the end of what is written is not looked for."""
-    offsets = _offsets(folder)
+    offsets = read_offsets(folder)
     try:
         with os.scandir(folder) as entries:
             found = sorted((entry.name, entry.stat().st_size) for entry in entries if entry.name.endswith(SUFFIX))
@@ -64,7 +64,8 @@ def backlog(folder: Path) -> Backlog:
     return Backlog(len(found), sum(size for _, size in found), waiting_bytes, oldest_s)
 
 
-def _offsets(folder: Path) -> dict[str, int]:
+def read_offsets(folder: Path) -> dict[str, int]:
+    """What `publish` said last."""
     try:
         told = orjson.loads((folder / OFFSETS_FILE).read_bytes())
     except (OSError, orjson.JSONDecodeError):
