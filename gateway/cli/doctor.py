@@ -140,7 +140,7 @@ async def _audit(db: Database) -> list[Finding]:
 
 async def _signing(db: Database, settings: Settings) -> list[Finding]:
     from gateway.store import meta, signing
-    from gateway.store.errors import StoreFault
+    from gateway.store.errors import SecretUnreadable, StoreFault
     from gateway.store.own_key import check_keys
     from gateway.store.secrets import SecretBox
 
@@ -151,6 +151,8 @@ async def _signing(db: Database, settings: Settings) -> list[Finding]:
             replacing = await meta.secret_key_is_previous(conn, keys)
     except StoreFault as fault:
         to_do = "Set the GATEWAY_SECRET_KEY that it was stored with, or put that into GATEWAY_SECRET_KEY_PREVIOUS."
+        if isinstance(fault, SecretUnreadable):
+            to_do += " Where nobody has that: `gateway secrets rotate --signing --at-once`."
         return [Finding("signing keys", False, str(fault), to_do)]
     if not known:
         return [Finding("signing keys", True, "there is none yet; `gateway serve` makes the first")]

@@ -43,14 +43,18 @@ def forget(
 async def _forget(settings: Settings) -> list[str]:
     """Brings the database up to date first: what else does that refuses to, without its key."""
     from gateway.changes import forget_secrets
-    from gateway.cli.init import bring_up_to_date
+    from gateway.cli.home_lock import hold_home
+    from gateway.cli.init import bring_up_to_date, make_home
     from gateway.store.migrate import known_revision
-    from gateway.store.own_key import successor_keys
+    from gateway.store.own_key import require_lost, successor_keys
 
     url = database_url(settings)
     if await known_revision(url) is None:
         fail(f"There is no gateway in {settings.home} yet: run `gateway init` or `gateway serve` first.")
-    await bring_up_to_date(url)
-    async with context(settings) as ctx:
-        keys = await successor_keys(ctx.db, settings.secret_key_sources())
-        return await forget_secrets(ctx.db, ctx.generation, ctx.actor, keys=keys, algorithm=settings.jwt_algorithm)
+    await require_lost(url, settings.secret_key_sources())  # before anything is changed
+    make_home(settings)
+    with hold_home(settings.home, settings.run_dir, "stop it, and those of every other host, before anything is forgotten"):
+        await bring_up_to_date(url)
+        async with context(settings) as ctx:
+            keys = await successor_keys(ctx.db, settings.secret_key_sources())
+            return await forget_secrets(ctx.db, ctx.generation, ctx.actor, keys=keys, algorithm=settings.jwt_algorithm)

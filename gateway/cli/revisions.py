@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -139,13 +139,49 @@ async def apply_document(ctx: Context, document: RevisionDocument, note: str) ->
 
 
 async def apply_if_new(ctx: Context, document: RevisionDocument, note: str) -> Revision | None:
-    """As `apply_document`, unless this content is what was last applied from a file; None then."""
+    """As `apply_document`, unless this content is what was last applied from a file; None then.
+
+    If the live revision is of this very content, and keys of it are gone from the secret store, they are stored again.
+    """
     from gateway.routing.document import fingerprint
     from gateway.store import revisions as store
 
+    digest = fingerprint(document)
     async with ctx.db.read() as conn:
-        last = await store.last_file_digest(conn)
-    return None if last == fingerprint(document) else await apply_document(ctx, document, note)
+        last, live = await store.last_file_digest(conn), await store.live_revision(conn)
+    if last != digest:
+        return await apply_document(ctx, document, note)
+    if live is not None and live.info.file_digest == digest:
+        await _restore_secrets(ctx, document, live)
+    return None
+
+
+async def _restore_secrets(ctx: Context, document: RevisionDocument, live: Revision) -> None:
+    """What `live` names and is not stored, as far as `document`, which it was made of, has it as text (`secrets forget` was run)."""
+    from gateway.changes import set_secret
+    from gateway.routing.document import take_secrets
+    from gateway.store import secrets
+
+    async with ctx.db.read() as conn:
+        known = {info.name for info in await secrets.names(conn)}
+    referring, taken = take_secrets(document)
+    for name, wanted in sorted(set(_names(live.document, referring.as_dict()))):
+        if name not in known and wanted in taken:
+            await set_secret(ctx.db, ctx.generation, ctx.actor, name, taken[wanted], box=await ctx.box())
+            tell(f"The secret {name} was not stored any more: it is again, from the file.")
+
+
+def _names(live: Any, referring: Any) -> Iterator[tuple[str, str]]:
+    """Each name that `live` refers to with the one in the same place of `referring`: not the same where that had another value already."""
+    if isinstance(live, list) and isinstance(referring, list):
+        for pair in zip(live, referring, strict=False):
+            yield from _names(*pair)
+    elif isinstance(live, dict) and isinstance(referring, dict):
+        if live.keys() == referring.keys() == {"secret"}:
+            yield live["secret"], referring["secret"]
+            return
+        for key in live.keys() & referring.keys():
+            yield from _names(live[key], referring[key])
 
 
 async def revision_or_live(ctx: Context, revision: int | None) -> Revision:

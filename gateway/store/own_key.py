@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, inspect, select
 
-from gateway.store import meta
+from gateway.store import changelog, meta
 from gateway.store.engine import Database
 from gateway.store.errors import SecretKeyRefused
 from gateway.store.peek import peek
@@ -48,6 +48,7 @@ async def settle_keys(db: Database, sources: Sources) -> SecretKeys:
     if current in (known, successor):
         return keys
     async with db.write() as conn:
+        await changelog.lock(conn)  # a rotation that ends now must not leave this one's successor behind
         if known is None:
             await meta.put_if_absent(conn, meta.KEY_FINGERPRINT, current)
         else:
