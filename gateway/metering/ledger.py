@@ -354,8 +354,9 @@ def _fill(record: UsageRecord, found: Reached, prompt_tokens: int) -> None:
     if found.sent:
         record.completion_tokens = found.completion
         if found.reported:
-            record.prompt_tokens, record.token_source = found.prompt, "backend"
-            record.cached_tokens, record.reasoning_tokens = min(found.cached, found.prompt), min(found.reasoning, found.completion)
+            record.prompt_tokens = prompt_tokens if found.prompt < 0 else found.prompt
+            record.token_source = "estimate" if found.half_reported else "backend"
+            record.cached_tokens, record.reasoning_tokens = min(found.cached, record.prompt_tokens), min(found.reasoning, found.completion)
         else:
             record.prompt_tokens = prompt_tokens
         record.cost_pusd = priced(found.price, record.prompt_tokens, record.completion_tokens, record.cached_tokens)

@@ -12,7 +12,7 @@ A slot, in words of 8 bytes (the machine's own order: it is read where it was wr
     3, 4    events with words in them that were handed on, and the bytes of these
     5       of these bytes, how many an event takes beside its words
     6       how many events of 3 the backend's own report covers; -1: it has reported nothing
-    7..10   its report: prompt, completion, cached, reasoning tokens
+    7..10   its report: prompt, completion (-1: not said), cached, reasoning tokens
     11..51  the target's name, up to a zero byte
     52..63  what it is priced at (`routing.table.Prices.text`), up to a zero byte
 """
@@ -154,7 +154,19 @@ class Progress:
 class Reached:
     """What a slot says."""
 
-    __slots__ = ("attempts", "backend", "cached", "completion", "handed", "price", "prompt", "reasoning", "reported", "sent")
+    __slots__ = (
+        "attempts",
+        "backend",
+        "cached",
+        "completion",
+        "half_reported",
+        "handed",
+        "price",
+        "prompt",
+        "reasoning",
+        "reported",
+        "sent",
+    )
 
     def __init__(self, slot: bytes) -> None:
         words = memoryview(slot).cast("q")
@@ -165,11 +177,13 @@ class Reached:
         self.price = _text(slot[_PRICE_AT:])
         self.completion: int = estimated_tokens(words[3], words[4], words[5])
         self.reported = words[6] >= 0
+        self.half_reported = False
         self.prompt: int = words[7]
         self.cached: int = words[9]
         self.reasoning: int = words[10]
         if self.reported:
-            self.completion = max(self.completion, words[8]) if words[3] > words[6] else words[8]
+            self.half_reported = words[7] < 0 or words[8] < 0
+            self.completion = max(self.completion, words[8]) if words[3] > words[6] or words[8] < 0 else words[8]
 
 
 def reached(data: bytes, slot: int, request_id: str) -> Reached | None:

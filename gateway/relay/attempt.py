@@ -239,7 +239,10 @@ class Attempt:
         progress, slot, usage = self.flow.progress, self.flow.place, stream.usage
         progress.envelope(slot, stream.envelope_bytes)
         if usage is not None:
-            prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
+            prompt = -1 if usage.prompt_tokens is None else usage.prompt_tokens
+            completion = (
+                usage.completion_tokens if usage.completion_tokens is not None else -1 if self.flow.request.operation.generates else 0
+            )
             progress.reported(slot, stream.usage_at, prompt, completion, usage.cached_tokens, usage.reasoning_tokens)
 
     def _commit_stream(self, stream: EventStream, block: bytes) -> bool:

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from gateway.relay.edge import Edge, Request
     from gateway.relay.estimate import Reservation
     from gateway.relay.operations import Operation
+    from gateway.relay.stream import EventStream
     from gateway.routing.policies import Affinity
     from gateway.routing.table import Route, Target
     from gateway.runtime import Relay
@@ -940,15 +941,26 @@ class Flow:
         if attempt is None or operation.inside or operation.raw or ending == "rejected" or not (self._at_work or self._committed):
             return None
         stream = attempt.stream
-        if self.usage is not None or (stream is not None and stream.reported):
+        usage = stream.usage if stream is not None else self.usage
+        prompt_said = usage is not None and usage.prompt_tokens is not None
+        answer_said = self._answer_said(usage, stream)
+        if prompt_said and answer_said:
             return None
         tokenizer = self.relay.tokenizers.of(self._serving.id)
         if tokenizer is None:
             return None
-        relayed = stream.relayed if stream is not None and stream.events else None
-        body = b"" if stream is not None and stream.usage is not None else self._body
+        relayed = stream.relayed if stream is not None and stream.events and not answer_said else None
+        body = b"" if prompt_said else self._body
         words_bytes = stream.words_bytes if stream is not None and relayed is not None else 0
-        return Count(tokenizer, operation, body, relayed, words_bytes, answer if answer is not None and operation.generates else b"")
+        if answer is None or answer_said or not operation.generates:
+            answer = b""
+        return Count(tokenizer, operation, body, relayed, words_bytes, answer)
+
+    def _answer_said(self, usage: Usage | None, stream: EventStream | None) -> bool:
+        """Did the backend say how long its answer is, all of it? (There is nothing to say of one that is not generated.)"""
+        if usage is None or (stream is not None and not stream.reported):
+            return False
+        return usage.completion_tokens is not None or not self.request.operation.generates
 
     def _count_beside(self, closing: Closing) -> bool:
         """In a thread; then `_counted`. False: there is no thread any more."""
@@ -1061,15 +1073,7 @@ class Flow:
         stream = attempt.stream if attempt is not None else None
         usage = stream.usage if stream is not None else self.usage
         if usage is not None:
-            record.prompt_tokens = usage.prompt_tokens or 0
-            record.completion_tokens = usage.completion_tokens or 0
-            record.cached_tokens = min(usage.cached_tokens, record.prompt_tokens)
-            record.token_source = "backend"
-            if stream is not None and not stream.reported:  # it said so early, and went on
-                counted = count.completion if count is not None else None
-                record.token_source = "estimate" if counted is None else "tokenizer"
-                record.completion_tokens = max(record.completion_tokens, stream.tokens if counted is None else counted)
-            record.reasoning_tokens = min(usage.reasoning_tokens, record.completion_tokens)
+            self._count_reported(record, usage, stream, count)
         elif self.request.operation.inside:
             record.token_source = "tokenizer"
         elif (self._at_work or self._committed) and attempt is not None and record.ending != "rejected":
@@ -1082,6 +1086,27 @@ class Flow:
         prices = self._prices
         record.price = prices.text if prices is not None else None
         record.cost_pusd = cost_pusd(prices, record.prompt_tokens, record.completion_tokens, record.cached_tokens)
+
+    def _count_reported(self, record: UsageRecord, usage: Usage, stream: EventStream | None, count: Count | None) -> None:
+        """What the backend said; of the side that it did not say, or not to the end, what was counted or what is estimated."""
+        prompt, completion, attempt = usage.prompt_tokens, usage.completion_tokens, self.attempt
+        source = "backend"
+        if attempt is not None and not self._answer_said(usage, stream):
+            counted = count.completion if count is not None else None
+            source = "estimate" if counted is None else "tokenizer"
+            completion = max(completion or 0, attempt.relayed_tokens if counted is None else counted)
+        if prompt is None:
+            counted = count.prompt if count is not None else None
+            if counted is None:
+                source = "estimate"
+            elif source == "backend":
+                source = "tokenizer"
+            prompt = self._reservation.prompt_tokens if counted is None else counted
+        record.prompt_tokens = prompt
+        record.completion_tokens = completion or 0
+        record.token_source = source
+        record.cached_tokens = min(usage.cached_tokens, prompt)
+        record.reasoning_tokens = min(usage.reasoning_tokens, record.completion_tokens)
 
     def _unpark(self) -> None:
         if self._parked is not None:

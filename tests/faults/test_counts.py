@@ -110,6 +110,39 @@ async def test_the_backends_own_count_goes_first(tokenizer: Tokenizer) -> None:
     assert record.cost_pusd == 7 * 150_000 + 5 * 75_000 + 9 * 600_000
 
 
+HALF: list[tuple[dict[str, Any], int | None, int | None]] = [
+    ({"prompt_tokens": 11, "completion_tokens": None}, 11, None),
+    ({"prompt_tokens": 11, "completion_tokens": "12"}, 11, None),
+    ({"prompt_tokens": 11}, 11, None),
+    ({"prompt_tokens": 11, "completion_tokens": 10**9 + 1}, 11, None),
+    ({"prompt_tokens": -1, "completion_tokens": 5}, None, 5),
+    ({"completion_tokens": 5}, None, 5),
+    ({"prompt_tokens": 0, "completion_tokens": 0}, 0, 0),
+]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["tokenizer", "no tokenizer"])
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize(("usage", "prompt", "completion"), HALF)
+async def test_a_side_that_the_backend_does_not_say_is_counted(
+    tokenizer: Tokenizer, usage: dict[str, Any], prompt: int | None, completion: int | None, streams: bool, known: bool
+) -> None:
+    whole = {"object": "chat.completion", "model": "m", "choices": [{"index": 0, "message": {"content": "".join(SAID)}}], "usage": usage}
+    last = frame({"choices": [], "usage": usage})
+    script = stream(frame(ROLE), *words(*SAID), frame(STOP), last, b"data: [DONE]\n\n") if streams else answers(whole)
+    async with counting(tokenizer if known else None, script) as stage:
+        await stage.chat(stream=streams)
+        record = await stage.record()
+    all_said = prompt is not None and completion is not None
+    assert record.token_source == ("backend" if all_said else "tokenizer" if known else "estimate")
+    if known:
+        assert record.prompt_tokens == (prompt_tokens(tokenizer) if prompt is None else prompt)
+        assert record.completion_tokens == (len(tokenizer.encode("".join(SAID), False)) if completion is None else completion)
+    else:
+        assert record.prompt_tokens == prompt or (prompt is None and record.prompt_tokens > 0)
+        assert record.completion_tokens == completion or (completion is None and record.completion_tokens >= len(SAID))
+
+
 @pytest.mark.parametrize("streams", [True, False])
 async def test_a_cost_above_what_can_be_written_down_ends_as_any_other(streams: bool) -> None:
     """10,000 USD per million tokens, and a report of a billion of them."""

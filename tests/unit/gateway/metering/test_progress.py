@@ -15,6 +15,7 @@ import pytest
 
 from gateway.errors import LedgerFull
 from gateway.metering.ledger import SegmentWriter, forget_slots, interrupted, priced, read_slots, sort_lines, written_bytes
+from gateway.metering.lines import begin_line
 from gateway.metering.progress import Progress, estimated_tokens, reached
 from gateway.metering.record import FIELDS, UsageRecord
 from gateway.relay.estimate import cost_pusd
@@ -179,6 +180,21 @@ def test_prices_as_text(prices: Prices, text: str) -> None:
     rates = [Decimal(part or "NaN") * 10**6 for part in text.split("/")]
     assert rates[:2] == [prices.input_pusd, prices.output_pusd]
     assert priced(text, 1000, 77, 300) == cost_pusd(prices, 1000, 77, 300)
+
+
+@pytest.mark.parametrize(("prompt", "completion", "told"), [(-1, 9, (40, 9)), (30, -1, (30, 6)), (-1, -1, (40, 6)), (0, 0, (0, 0))])
+def test_a_report_of_one_side_is_none_of_the_other(prompt: int, completion: int, told: tuple[int, int]) -> None:
+    progress = Progress()
+    slot = progress.take("req-00000001")
+    progress.attempt(slot, 1, "b", None)
+    progress.sent(slot)
+    progress.handing(slot, 6, 60)
+    progress.reported(slot, 6, prompt, completion, 35, 0)
+    begun = begin_line("req-00000001", 1.0, "chat", "k", "u", "m", 1, None, 1, 1, slot, 40, None, None, None)
+    row = dict(zip(FIELDS, interrupted(begun.decode(), bytes(progress._memory)), strict=True))
+    assert (row["prompt_tokens"], row["completion_tokens"]) == told
+    assert row["cached_tokens"] <= row["prompt_tokens"]
+    assert row["token_source"] == ("backend" if min(prompt, completion) >= 0 else "estimate")
 
 
 @pytest.mark.parametrize("text", ["0/10000/", "10000/0/10000"])
