@@ -148,6 +148,8 @@ class Relay:
     load: InFlight = field(default_factory=InFlight)
     copies: InFlight = field(default_factory=InFlight)  # those of shadow traffic, which `load` counts too
     counting: set[Counts] = field(default_factory=set)
+    most_counting: int = 256  # at once, in line for a thread or in it; beyond it there is the estimate
+    count_s: float = 10.0  # in which a count must be done; then there is the estimate
     rng: random.Random = field(default_factory=random.Random)
     ids: RequestIds = field(default_factory=RequestIds)
 

@@ -91,7 +91,7 @@ _MOST_FALLBACKS = 4  # of one request: a chain of models longer than this is a m
 class Closing:
     """How a request ends whose tokens are being counted. `last`: what the client gets then; `lines`: the head's, of a whole answer."""
 
-    __slots__ = ("count", "ending", "last", "lines", "outcome")
+    __slots__ = ("clock", "count", "ending", "last", "lines", "outcome", "work")
 
     def __init__(self, ending: str, outcome: str | None, last: bytes | None, lines: bytes | None, count: Count) -> None:
         self.ending = ending
@@ -99,6 +99,8 @@ class Closing:
         self.last = last
         self.lines = lines
         self.count = count
+        self.work: asyncio.Future[None] | None = None
+        self.clock: asyncio.TimerHandle | None = None
 
 
 class Flow:
@@ -963,14 +965,19 @@ class Flow:
         return usage.completion_tokens is not None or not self.request.operation.generates
 
     def _count_beside(self, closing: Closing) -> bool:
-        """In a thread; then `_counted`. False: there is no thread any more."""
+        """In a thread; then `_counted`. False: there is no thread any more, or too many wait for one."""
+        relay, loop = self.relay, asyncio.get_running_loop()
+        if len(relay.counting) >= relay.most_counting or relay.held_bytes + closing.count.size_bytes > relay.max_held_bytes:
+            return False
         try:
-            work = asyncio.get_running_loop().run_in_executor(self.relay.tokenizers.pool, closing.count.run)
+            closing.work = work = loop.run_in_executor(relay.tokenizers.pool, closing.count.run)
         except RuntimeError:
             return False
         self._closing = closing
-        self.edge.deadline_s = 0.0  # all clocks of the request have stopped
-        self.relay.counting.add(self)
+        self.edge.deadline_s = 0.0  # all clocks of the request have stopped but this one
+        closing.clock = loop.call_later(relay.count_s, self.hurry)
+        relay.held_bytes += closing.count.size_bytes  # the edge may give back its own before
+        relay.counting.add(self)
         work.add_done_callback(self._counted)
         return True
 
@@ -981,7 +988,7 @@ class Flow:
             self._end_count(closing, None if failed else closing.count)
 
     def hurry(self) -> None:
-        """The server must end now: a count that is under way is not waited for."""
+        """The server must end now, or it took too long: a count that is under way is not waited for."""
         closing = self._closing
         if closing is not None:
             self._end_count(closing, None)
@@ -989,6 +996,11 @@ class Flow:
     def _end_count(self, closing: Closing, count: Count | None) -> None:
         self._closing = None
         self.relay.counting.discard(self)
+        self.relay.held_bytes -= closing.count.size_bytes
+        if closing.clock is not None:
+            closing.clock.cancel()
+        if closing.work is not None:
+            closing.work.cancel()  # one that has not begun lets go of the body
         try:
             self._close(closing.ending, closing.outcome, closing.last, closing.lines, count)
         except Exception:

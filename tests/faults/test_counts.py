@@ -265,6 +265,39 @@ async def test_who_leaves_while_it_is_counted_has_left(tokenizer: Tokenizer) -> 
     assert record.completion_tokens == len(tokenizer.encode("".join(LONG), False))
 
 
+async def test_what_waits_to_be_counted_is_weighed_and_bounded(tokenizer: Tokenizer) -> None:
+    held = Held()
+    async with counting(tokenizer, stream(frame(ROLE), *words(*LONG), after=scripts.closed), pool=held.pool) as stage:
+        relay = stage.server.relay
+        relay.most_counting = 1
+        for number in (1, 2):
+            client = await stage.send(CHAT | {"stream": True, "user": "x" * 20_000})
+            await hear(client, 1 + len(LONG))
+            client.reset()
+            if number == 1:
+                await until(lambda: len(relay.counting) == 1 and not stage.server.edges)
+                assert relay.held_bytes > 20_000
+        refused = await stage.record()
+        assert refused.token_source == "estimate"
+        held.go.set()
+        records = await stage.server.ledger.wait(2)
+        assert records[1].token_source == "tokenizer"
+        assert not relay.held_bytes
+
+
+async def test_a_count_has_a_deadline(tokenizer: Tokenizer) -> None:
+    held = Held()
+    async with counting(tokenizer, stream(frame(ROLE), *words(*LONG), after=scripts.closed), pool=held.pool) as stage:
+        stage.server.relay.count_s = 0.05
+        client = await stage.send(CHAT | {"stream": True})
+        await hear(client, 1 + len(LONG))
+        client.reset()
+        record = await stage.record()
+        assert not stage.server.relay.counting
+        held.go.set()
+    assert (record.ending, record.token_source) == ("client_gone", "estimate")
+
+
 async def test_a_shutdown_waits_for_no_count(tokenizer: Tokenizer) -> None:
     held = Held()
     async with counting(tokenizer, stream(frame(ROLE), *words(*LONG), b"data: [DONE]\n\n"), pool=held.pool) as stage:
