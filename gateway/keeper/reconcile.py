@@ -9,6 +9,8 @@ A budget's window may have been begun with what the books had, while a request w
 3. Then all that is written is waited for, and all that dead writers have left: their requests are rows before their segments go.
 4. Only then the books are read. They have whatever the first look saw, so what they have less than it is what was never used.
 
+A window that begins after now was begun while the clock was ahead: the running one takes its place, with what the books have of it.
+
 What ends in the meantime is not in what was noted, and so does not come off. Where the third step takes too long the larger figure is all
 that is taken over. One process of a host does this at a time, by the lock of a file; two would take the same off twice.
 """
@@ -27,6 +29,7 @@ from typing import Protocol
 
 from auth.principal import Limits
 from gateway.keeper.settle import left_by_the_dead, segment_sizes
+from gateway.limits.budget import window_start
 from gateway.limits.shared import running_window
 from gateway.limits.standing import account_id
 from gateway.metering.backlog import read_offsets
@@ -36,6 +39,7 @@ from gateway.store.spending import Spent, spent_in_windows
 WITHIN_S = 10.0
 _LAG_S = 1.0
 _POLL_S = 0.25
+_CLOCKS_S = 60.0  # a window that begins later than this was begun by a clock that was wrong, and set right since
 _AT_ONCE = 100
 _Counted = tuple[int, float, int, int]
 _Noted = tuple[int, tuple[_Counted, _Counted]]  # its account; what was counted of the budget of money, and of that of tokens
@@ -45,6 +49,8 @@ class Levels(Protocol):
     """`gateway.limits.levels.Levels`, as far as it is needed."""
 
     def find(self, account_id: bytes, /) -> int | None: ...
+
+    def window(self, number: int, which: int, kind: int, end_s: float, spent: int, back: bool, /) -> None: ...
 
     def counted(self, number: int, which: int, /) -> _Counted: ...
 
@@ -91,9 +97,14 @@ def _take_over(
 ) -> None:
     number, of_both = noted
     for which, (budget, (kind, end_s, spent, lost)) in enumerate(zip((of.budget, of.token_budget), of_both, strict=True)):
-        if budget is not None and running_window(of, which, now_s) == (kind, end_s):
-            counted = kind, end_s, spent, lost if complete else 0
-            levels.reconcile(number, which, counted, booked[limit_id, budget.window][which])
+        if budget is None:
+            continue
+        now_kind, now_end_s = running_window(of, which, now_s)
+        spent_by_books = booked[limit_id, budget.window][which]
+        if (kind, end_s) == (now_kind, now_end_s):
+            levels.reconcile(number, which, (kind, end_s, spent, lost if complete else 0), spent_by_books)
+        elif kind == now_kind and (end_s <= now_s or window_start(budget.window, end_s - 1) > now_s + _CLOCKS_S):
+            levels.window(number, which, kind, now_end_s, spent_by_books, end_s > now_s)
 
 
 async def _all_booked(folder: Path, within_s: float) -> bool:

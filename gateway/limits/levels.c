@@ -661,12 +661,12 @@ static PyObject *Levels_change(Levels *self, PyObject *const *args, Py_ssize_t c
     Py_RETURN_NONE;
 }
 
-/* window(number, which budget, kind, end_s, spent): its window begins, unless another process has begun it, or a later one of its kind. Of
- * one that has begun, both what was counted here and what the caller has read are no more than was spent. */
+/* window(number, which budget, kind, end_s, spent, back=False): its window begins, unless another process has begun it, or a later one of
+ * its kind (`back`: the later one was begun by a clock that was wrong). Of one that has begun, both what was counted here and what the caller has read are no more than was spent. */
 static PyObject *Levels_window(Levels *self, PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 5) {
-        PyErr_SetString(PyExc_TypeError, "window(number, which, kind, end_s, spent)");
+    if (count != 5 && count != 6) {
+        PyErr_SetString(PyExc_TypeError, "window(number, which, kind, end_s, spent, back=False)");
         return NULL;
     }
     long of = PyLong_AsLong(args[1]);
@@ -685,12 +685,13 @@ static PyObject *Levels_window(Levels *self, PyObject *const *args, Py_ssize_t c
     int64_t spent = PyLong_AsLongLong(args[4]);
     if (spent == -1 && PyErr_Occurred())
         return NULL;
+    int back = count == 6 && args[5] == Py_True;
     Account *account = account_of(self, args[0]);
     if (account == NULL)
         return NULL;
     uint32_t number = (uint32_t)(account - self->accounts);
     lock(self);
-    if (account->window_kinds[of] != kind || account->budgets[of].end_s < end_s) {
+    if (account->window_kinds[of] != kind || account->budgets[of].end_s < end_s || (back && account->budgets[of].end_s > end_s)) {
         begin(self, &number, 1, 0, self->slot);
         account->window_kinds[of] = (uint8_t)kind;
         account->budgets[of].end_s = end_s;

@@ -186,17 +186,18 @@ class Levels:
                 q[at + word] = _NONE if new is None else new
             q[at + _OWNER] = whose
 
-    def window(self, number: int, which: int, kind: int, end_s: float, spent: int) -> None:
+    def window(self, number: int, which: int, kind: int, end_s: float, spent: int, back: bool = False, /) -> None:
         """A window of a budget (`which`: 0 of money, 1 of tokens) begins, unless another process has begun it, or a later one of its kind
-        (1 to 255: windows of two kinds may end together). What is reserved stays so: it will be spent in this one. Of one that has begun,
-        both what was counted here and what the caller has read are no more than was spent.
+        (1 to 255: windows of two kinds may end together; `back`: the later one was begun by a clock that was wrong). What is reserved
+        stays so: it will be spent in this one. Of one that has begun, both what was counted here and what the caller has read are no
+        more than was spent.
         """
         if which not in _BUDGETS or not 1 <= kind <= 255:
             raise ValueError("which is 0 or 1, kind 1 to 255")
         at, q = self._at(number), self._q
         budget, kind_at = at + _BUDGET_AT[which], at + _WINDOW_KIND[which]
         with self._locked():
-            if q[kind_at] != kind or self._d[budget + _END] < end_s:
+            if q[kind_at] != kind or self._d[budget + _END] < end_s or (back and self._d[budget + _END] > end_s):
                 self._begin((at,))
                 q[kind_at] = kind
                 self._d[budget + _END] = end_s

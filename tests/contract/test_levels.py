@@ -301,6 +301,12 @@ def test_a_window_begins_once_and_not_again_for_one_who_is_late(levels: Any) -> 
     assert window()[0] == 900, "the last day of a month ends with it"
     levels.window(number, MONEY, day, NOW_S + 3600, 8)
     assert window() == (8, NOW_S + 3600)
+    levels.window(number, MONEY, day, NOW_S, 60, False)
+    assert window() == (8, NOW_S + 3600)
+    levels.window(number, MONEY, day, NOW_S, 60, True)
+    assert window() == (60, NOW_S), "the later one was begun by a clock that was wrong"
+    levels.window(number, MONEY, day, NOW_S, 50, True)
+    assert window() == (60, NOW_S), "another process has seen it too"
 
 
 def test_what_is_lost_is_settled_as_it_was_reserved(levels: Any) -> None:

@@ -16,6 +16,7 @@ from auth.principal import Budget, Limited, Limits, TokenBudget
 from gateway.keeper import reconcile as module
 from gateway.keeper.reconcile import reconcile
 from gateway.keeper.ship import Shipper
+from gateway.limits.budget import window_end
 from gateway.limits.shared import SharedLimiter
 from gateway.limits.standing import account_id
 from gateway.metering.ledger import SegmentWriter
@@ -39,8 +40,8 @@ class World:
         number = self.levels.find(account_id(limit_id))
         return self.levels.counted(number, 0)[2], self.levels.counted(number, 1)[2]
 
-    def ask(self, cost_pusd: int, tokens: int, limit_id: str = "k") -> Any:
-        permit = self.limiter.reserve((Limited(limit_id, LIMITS),), tokens, cost_pusd)
+    def ask(self, cost_pusd: int, tokens: int, limit_id: str = "k", limiter: SharedLimiter | None = None) -> Any:
+        permit = (limiter or self.limiter).reserve((Limited(limit_id, LIMITS),), tokens, cost_pusd)
         assert hasattr(permit, "settle")
         return permit
 
@@ -115,6 +116,29 @@ async def test_one_in_another_window_is_let_be(world: World) -> None:
     assert world.spent() == (0, 40)
 
 
+async def test_a_clock_that_was_ahead_leaves_no_window_behind(world: World) -> None:
+    now_s = time.time()
+    ahead = SharedLimiter(world.levels, clock=lambda: now_s + 100 * 86_400)
+    world.ask(9, 9, limiter=ahead).settle(9, 9)
+    assert world.levels.counted(world.levels.find(account_id("k")), 1)[1] > now_s + 60 * 86_400
+    await world.book(30, 40)
+    await world.reconcile()
+    found = world.levels.counted(world.levels.find(account_id("k")), 1)
+    assert found[1:] == (window_end("month", now_s), 40, 0)
+
+
+async def test_a_window_that_begins_this_minute_is_let_be(world: World) -> None:
+    """Another process has seen midnight before this one did."""
+    midnight_s = window_end("month", time.time())
+    assert midnight_s is not None
+    world.ask(9, 9, limiter=SharedLimiter(world.levels, clock=lambda: midnight_s)).settle(9, 9)
+    counted = world.levels.counted(world.levels.find(account_id("k")), 1)
+    booked = {("k", None): (0, 0), ("k", "month"): (0, 0)}
+    number = world.levels.find(account_id("k"))
+    module._take_over(world.levels, (number, (world.levels.counted(number, 0), counted)), LIMITS, "k", booked, midnight_s - 1, True)
+    assert world.levels.counted(world.levels.find(account_id("k")), 1) == counted
+
+
 class _Lost:
     """Levels that say so much was reserved by killed processes (a real one: tests/contract/test_levels.py)."""
 
@@ -125,6 +149,9 @@ class _Lost:
     def find(self, account_id: bytes) -> int | None:
         found: int | None = self._levels.find(account_id)
         return found
+
+    def window(self, number: int, which: int, kind: int, end_s: float, spent: int, back: bool) -> None:
+        raise AssertionError("this is the running one")
 
     def counted(self, number: int, which: int) -> tuple[int, float, int, int]:
         kind, end_s, spent, _ = self._levels.counted(number, which)
