@@ -22,7 +22,7 @@ import structlog
 
 from gateway.keeper.refused import REFUSED_FILE, set_aside
 from gateway.metering.backlog import publish
-from gateway.metering.ledger import SUFFIX, Lines, forget_slots, interrupted, read_slots, sort_lines, writer_is_dead
+from gateway.metering.ledger import SUFFIX, Lines, forget_slots, forget_unnamed, interrupted, read_slots, sort_lines, writer_is_dead
 from gateway.metering.record import FIELDS
 from gateway.store import booking, segments
 from gateway.store.days import Days
@@ -153,6 +153,7 @@ class Shipper:
             except Exception:
                 self._note_failing(writer)
         forget_slots(self._folder)
+        forget_unnamed(self._folder)
 
     async def _settle_writer(self, writer: str, writer_names: list[str]) -> None:
         # a segment's lock is given back after the next one has its name: without the second look, a writer that moved on since

@@ -12,6 +12,7 @@ The writer holds a lock on its segment as long as it lives: whoever gets that lo
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -38,6 +39,8 @@ MAX_BYTES = 4_000_000_000
 _BEGIN_FIELDS = 8  # request_id .. client_request_id: what is known at admission
 _BEGIN_LINE = 16  # values of a BEGIN line: its mark, those, and what an interrupted request is made of
 _LOOK_S = 0.2  # between two looks at how much of the disk the segments of all writers take, while that is too much
+_UNNAMED_S = 10.0  # between a file's making and its lock there is a moment
+_OFFSETS_NEW = "shipped.new"  # of `backlog.publish`, which takes no lock
 _BEGIN_MARK, _END_MARK = '["B","', '["E","'
 _ID_AT = len(_END_MARK)
 
@@ -144,8 +147,9 @@ class SegmentWriter:
     def sync(self) -> None:
         """Bring what is written so far onto the disk: for a thread beside the one that writes."""
         while self._behind:
-            fd = self._behind.pop()
-            os.fdatasync(fd)
+            fd = self._behind[0]
+            os.fdatasync(fd)  # where it fails, the segment is tried again
+            del self._behind[0]
             os.close(fd)
         for fd in (self._fd, self.progress.fd):
             os.fdatasync(fd)
@@ -327,6 +331,14 @@ def forget_slots(folder: Path) -> None:
     for path in folder.glob(f"*{SLOTS_SUFFIX}"):
         if not any(folder.glob(f"{path.stem}-*{SUFFIX}")) and writer_is_dead(path):
             path.unlink(missing_ok=True)
+
+
+def forget_unnamed(folder: Path) -> None:
+    """Remove the files that a writer was killed over before they had their names. (One that lives has them locked at once.)"""
+    for path in (*folder.glob("*.new"), *folder.glob(f"*{SLOTS_SUFFIX}-new")):
+        with contextlib.suppress(FileNotFoundError):  # it has its name now
+            if path.name != _OFFSETS_NEW and time.time() - path.stat().st_mtime > _UNNAMED_S and writer_is_dead(path):
+                path.unlink()
 
 
 def interrupted(begun: str, noted: bytes = b"") -> list[Any]:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +14,16 @@ from hypothesis import strategies as st
 
 from gateway.errors import LedgerFull
 from gateway.metering import ledger
-from gateway.metering.ledger import END_BYTES, SegmentWriter, interrupted, read_lines, sort_lines, writer_is_dead, written_bytes
+from gateway.metering.ledger import (
+    END_BYTES,
+    SegmentWriter,
+    forget_unnamed,
+    interrupted,
+    read_lines,
+    sort_lines,
+    writer_is_dead,
+    written_bytes,
+)
 from gateway.metering.record import FIELDS, UsageRecord
 from gateway.metering.tried import NOT_TOLD, tried_text
 
@@ -155,3 +167,36 @@ def test_torn_lines_do_not_spoil_those_before_them(cut: int, tail: bytes) -> Non
     rows = [fields for kind, fields in read_lines(torn) if kind == "E"]
     assert found.values == [value for row in rows for value in row.values()]
     assert found.begun_before == [row["request_id"] for row in rows]
+
+
+def test_a_segment_that_could_not_be_synced_is_tried_again(tmp_path: Path) -> None:
+    writer = SegmentWriter(tmp_path, segment_bytes=8192)
+    writer.keep_for_sync()
+    for number in range(40):
+        writer.end(record(number), writer.begin(record(number), 1, 1))
+    behind = list(writer._behind)
+    assert behind
+    reading, writing = os.pipe()  # cannot be synced
+    real = os.dup(behind[0])
+    os.dup2(reading, behind[0])
+    with pytest.raises(OSError, match="Invalid argument"):
+        writer.sync()
+    assert writer._behind == behind
+    os.dup2(real, behind[0])
+    writer.sync()
+    assert not writer._behind
+    for fd in (reading, writing, real):
+        os.close(fd)
+    writer.close()
+
+
+def test_files_without_a_name_are_removed_once_their_writer_is_dead(tmp_path: Path) -> None:
+    old = time.time() - 60
+    for name in ("1-a-000000.new", "1-a.slots-new", "2-b-000000.new", "shipped.new", "3-c-000000.new"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (old, old))
+    os.utime(tmp_path / "3-c-000000.new")  # just made: its lock may be to come
+    with (tmp_path / "2-b-000000.new").open() as living:
+        fcntl.flock(living, fcntl.LOCK_EX)
+        forget_unnamed(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2-b-000000.new", "3-c-000000.new", "shipped.new"]
