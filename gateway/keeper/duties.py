@@ -30,7 +30,7 @@ from gateway.store.errors import SchemaForeign, StoreUnavailable
 from gateway.store.generation import Generation
 from gateway.store.own_key import check_keys
 from gateway.store.schema import newest
-from gateway.store.secrets import SecretBox, read_all
+from gateway.store.secrets import SecretBox, read_readable
 
 logger = structlog.get_logger(__name__)
 
@@ -171,7 +171,10 @@ class Keeper:
     async def _secrets(self) -> dict[str, str]:
         box = SecretBox.of(await check_keys(self._db, self._settings.secret_key_sources()))
         async with self._db.read() as conn:
-            return await read_all(conn, box)
+            opened, faults = await read_readable(conn, box)
+        for fault in faults:
+            logger.warning("what needs this secret is not probed", reason=str(fault))
+        return opened
 
     async def _sample(self) -> None:
         """Figures of this moment into SQL, so that plots need no Prometheus."""

@@ -7,15 +7,22 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
-from gateway.changes import Actor, ensure_admin
+from pydantic import SecretStr
+
+from gateway.changes import Actor, apply_revision, ensure_admin, set_secret
 from gateway.keeper.duties import Keeper
 from gateway.settings import Settings
 from gateway.store import login_addresses, password_links, samples, tokens
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
 from gateway.store.migrate import migrate
+from gateway.store.own_key import settle_keys
 from gateway.store.samples import Sample
+from gateway.store.secrets import SecretBox
+
+KEY = "k3JwS0p9vQx7ZbN2mT5yHcR8dLfA1gUeXoWiBqVz"
 
 
 async def test_what_has_run_out_is_forgotten(tmp_path: Path) -> None:
@@ -47,3 +54,29 @@ async def test_what_has_run_out_is_forgotten(tmp_path: Path) -> None:
     await keeper
     generation.close()
     await db.close()
+
+
+async def test_a_secret_that_cannot_be_opened_ends_no_other_probe(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home", secret_key=SecretStr(KEY))
+    await migrate(settings.database)
+    db, generation = Database(settings.database), Generation(settings.run_dir / "generation")
+    document = {"models": [{"id": "m", "backends": [_probed("a"), _probed("b")]}]}
+    strange = SecretBox(KEY[::-1])
+    await apply_revision(db, generation, Actor(None, "init"), document, box=strange, new_secrets={"a": "sk-a", "b": "sk-b"})
+    await settle_keys(db, settings.secret_key_sources())
+    await set_secret(db, generation, Actor(None, "init"), "a", "sk-a", box=SecretBox(KEY))
+    keeper = Keeper(settings, "")
+    try:
+        await keeper._want()
+        assert set(keeper._prober._names) == {"m/a"}
+    finally:
+        await keeper._prober.close()
+        await keeper._http.aclose()
+        keeper._generation.close()
+        generation.close()
+        await keeper._db.close()
+        await db.close()
+
+
+def _probed(name: str) -> dict[str, Any]:
+    return {"type": "custom", "id": name, "base_url": "http://127.0.0.1:1/v1", "api_key": {"secret": name}, "probe": {"path": "models"}}
