@@ -37,6 +37,7 @@ class EventStream:
         "_rename",
         "_silent",
         "_silent_events",
+        "_typed",
         "done",
         "envelope_bytes",
         "events",
@@ -61,6 +62,7 @@ class EventStream:
         self._framer = sse.Framer()
         self._silent = not protocol.wordless  # no event with words in it was passed on yet
         self._silent_events = 0
+        self._typed = protocol.speaks != b"data:"  # a mark that the model cannot write: in its words quotation marks are escaped
         self.relayed = relayed
         self.events = 0  # that may hold words, from the first that does
         self.spoken_bytes = 0  # of the blocks they came in
@@ -96,11 +98,11 @@ class EventStream:
     def pass_on(self, block: bytes) -> bytes:
         """What the client gets of a block of whole events."""
         protocol = self._protocol
-        events = block.count(protocol.speaks)
+        events = block.count(protocol.speaks) if self._typed else _data_lines(block)
         if events:
             if self._silent:
                 self._listen(block, events)
-            else:
+            elif self.usage is None or self._typed or block.find(b'"usage"') >= 0 or (events := self._speaking(block)):
                 self.events += events
                 self.spoken_bytes += len(block)
         if self._by_close and not self.finished and protocol.is_terminal(block):
@@ -147,6 +149,15 @@ class EventStream:
                 self._silent_events += 1
                 events -= 1
             block = block[len(event) :]
+
+    def _speaking(self, block: bytes) -> int:
+        """How many events have words, or close the stream: `_cut_done` takes that one off again."""
+        count = 0
+        for event in sse.events(block):
+            data = sse.data_of(event)
+            if data is not None and (data.strip() == b"[DONE]" or self._words_bytes(event)):
+                count += 1
+        return count
 
     def _words_bytes(self, event: bytes) -> int:
         data = sse.data_of(event)
@@ -202,3 +213,11 @@ class EventStream:
                 if data is not None and self._protocol.stream_error_of(data):
                     return True
         return False
+
+
+def _data_lines(block: bytes) -> int:
+    """How many lines of whole events begin with `data:`. (The model may write it too, within a line.)"""
+    lines = block.count(b"\ndata:")
+    if block.find(b"\r") >= 0:
+        lines += block.count(b"\rdata:")
+    return lines + 1 if block.startswith(b"data:") else lines
