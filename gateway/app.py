@@ -205,6 +205,7 @@ class Services:
         self._secrets: dict[str, str] = {}  # those in use, in the clear, by name
         self._sealed: tuple[str, ...] = ()  # the names of those that cannot be opened
         self._tokenizing: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._started_s = time.monotonic()
         self._was_ready = False
         passwords = Passwords(settings.password_lock)
@@ -541,7 +542,17 @@ class Services:
                 metrics.backend_ready.labels(route.id, target.id).set(target.backend.ready)
                 meter.health(route.id, target.id, health.state(now_s), health.verdict.alive(now_s))
         metrics.log_lines_lost.inc(self.relay.log.take_lost())
-        waiting = backlog(self.settings.run_dir / "ledger")
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_at_ledger(), name="backlog")
+
+    async def _look_at_ledger(self) -> None:
+        """In a thread: it scans a folder and a segment, and a disk may take its time."""
+        metrics = self.relay.meter.metrics
+        try:
+            waiting = await asyncio.to_thread(backlog, self.settings.run_dir / "ledger")
+        except OSError as error:
+            logger.warning("the ledger's folder cannot be looked at", error=error.strerror)
+            return
         metrics.ledger_waiting.set(waiting.waiting_bytes)
         metrics.ledger_disk.set(waiting.disk_bytes)
         metrics.ledger_segments.set(waiting.segments)
@@ -567,6 +578,8 @@ class Services:
         """After the last request: close the ledger, then the rest."""
         if self._tokenizing is not None:
             self._tokenizing.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         for request in list(self.relay.counting):
             request.hurry()
         self.relay.log.flush()

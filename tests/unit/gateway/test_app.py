@@ -319,6 +319,8 @@ async def test_what_waits_in_the_ledger_is_in_the_metrics(house: House) -> None:
     async with serving(house) as services:
         services.ledger.begin(replace(used("k", 0, "req-9"), started_at=time.time() - 60), 1, 1)
         services._observe()
+        assert services._looking is not None
+        await services._looking
         text = services.control.metrics_text().decode()
         figures = dict(line.split() for line in text.splitlines() if line.startswith("gateway_ledger_"))
         assert figures["gateway_ledger_segments"] == "1.0"
