@@ -700,7 +700,7 @@ class Flow:
         """What keeps a stream's words; None where nobody could count them, or nobody will."""
         if not operation.generates or self.relay.tokenizers.of(self._serving.id) is None:
             return None
-        return Relayed(operation.protocol)
+        return Relayed(operation.protocol, self.relay)
 
     def commit(self, status: int, lines: bytes, by_close: bool = False) -> None:
         """The first of a stream is here: the head goes out, and what only another attempt would need is let go.
@@ -1073,7 +1073,9 @@ class Flow:
 
     def _let_go(self) -> None:
         """Leave no circle behind, least of all one that holds a body: memory must not wait for the collector."""
-        self.attempt = None
+        attempt, self.attempt = self.attempt, None
+        if attempt is not None and attempt.stream is not None and attempt.stream.relayed is not None:
+            attempt.stream.relayed.release()
         self._peek = None
         self._body = self._shadow_body = b""
 

@@ -18,19 +18,24 @@ from gateway.wire.body import parse
 
 if TYPE_CHECKING:
     from gateway.relay.operations import Operation
+    from gateway.runtime import Relay
     from gateway.wire.protocols import WireProtocol
     from gateway.wire.tokens import Tokenizer
 
 _BLOCKS_BYTES: Final = 64_000
 _PACKED_BYTES: Final = 1_000_000
+_KEPT_BYTES: Final = 32_000_000  # of packed blocks once they are read again: a stream may pack to a thousandth
 
 
 class Relayed:
     """The blocks of one stream."""
 
-    __slots__ = ("_blocks", "_lost", "_packed", "_packed_bytes", "_protocol", "_size_bytes")
+    __slots__ = ("_blocks", "_kept_bytes", "_lost", "_packed", "_packed_bytes", "_protocol", "_relay", "_size_bytes", "_weighed_bytes")
 
-    def __init__(self, protocol: WireProtocol) -> None:
+    def __init__(self, protocol: WireProtocol, relay: Relay | None = None) -> None:
+        self._relay = relay
+        self._kept_bytes = 0
+        self._weighed_bytes = 0
         self._protocol = protocol
         self._blocks: list[bytes] = []
         self._size_bytes = 0
@@ -46,15 +51,28 @@ class Relayed:
             self._pack()
 
     def _pack(self) -> None:
-        blocks, self._blocks, self._size_bytes = self._blocks, [], 0
+        blocks, self._blocks, size_bytes, self._size_bytes = self._blocks, [], self._size_bytes, 0
         if self._lost:
             return
+        self._kept_bytes += size_bytes
         packed = zlib.compress(b"".join(blocks), 1)
         self._packed.append(packed)
         self._packed_bytes += len(packed)
-        if self._packed_bytes > _PACKED_BYTES:
+        relay = self._relay
+        full = relay is not None and relay.held_bytes > relay.max_held_bytes
+        if full or self._packed_bytes > _PACKED_BYTES or self._kept_bytes > _KEPT_BYTES:
             self._lost = True
             self._packed = []
+        self._weigh(0 if self._lost else self._packed_bytes + _BLOCKS_BYTES)
+
+    def _weigh(self, size_bytes: int) -> None:
+        if self._relay is not None:
+            self._relay.held_bytes += size_bytes - self._weighed_bytes
+            self._weighed_bytes = size_bytes
+
+    def release(self) -> None:
+        """Nobody reads it any more."""
+        self._weigh(0)
 
     def texts(self) -> list[str] | None:
         """Each text of the model in one (`gateway.wire.words`); None where not all was kept."""

@@ -324,11 +324,14 @@ async def test_a_shutdown_waits_for_no_count(tokenizer: Tokenizer) -> None:
 async def test_more_than_is_kept_is_counted_too(tokenizer: Tokenizer) -> None:
     """Past a bound only the words of events are kept."""
     said = [f" word {number}" for number in range(1500)]
+    weighed = 0
     async with counting(tokenizer, stream(frame(ROLE), *words(*said), after=scripts.closed)) as stage:
         client = await stage.send(CHAT | {"stream": True})
         await hear(client, 1 + len(said))
+        weighed = stage.server.relay.held_bytes
         client.close()
         record = await stage.record()
+    assert weighed > 64_000
     assert record.completion_tokens == len(tokenizer.encode("".join(said), False))
 
 

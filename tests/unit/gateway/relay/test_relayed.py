@@ -38,3 +38,12 @@ def test_there_is_a_bound() -> None:
     assert relayed.texts() is None
     assert not relayed._packed
     assert relayed._size_bytes <= 64_000
+
+
+def test_the_bound_is_of_what_is_read_again_too() -> None:
+    relayed = Relayed(OPENAI)
+    large = block("a" * 1_000_000)
+    for _ in range(34):
+        relayed.add(large)
+    assert relayed.texts() is None
+    assert not relayed._packed
