@@ -270,7 +270,7 @@ async def test_a_message_stream_that_breaks_off_says_so_in_its_own_shape() -> No
         assert (len(events), rest) == (4, b"")
         assert last.startswith(b'event: error\ndata: {"type":"error","error":{')
         record = await stage.record()
-        assert (record.ending, record.prompt_tokens, record.token_source) == ("upstream_error", 11, "backend")
+        assert (record.ending, record.prompt_tokens, record.token_source) == ("upstream_error", 11, "estimate")
 
 
 async def test_a_budget_is_bounded_under_each_operations_own_name() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from auth.address import parse_networks
 from auth.authenticator import Authenticator
-from auth.principal import Limits, Principal
+from auth.principal import Limited, Limits, Principal
 from auth.tokens import AccessTokens
 from gateway.limits.slots import Slots
 from gateway.relay import edge as edge_module
@@ -521,7 +521,7 @@ CHANGES: dict[str, tuple[dict[str, object], int, str]] = {
     "no inference": ({"scopes": frozenset({"usage"})}, 403, "permission_denied"),
     "elsewhere": ({"networks": parse_networks(["192.0.2.0/24"])}, 403, "permission_denied"),
     "other models": ({"models": ("x",), "_allows": Principal.compile_globs(("x",))}, 404, "model_not_found"),
-    "a limit": ({"limits": Limits(tpm=1)}, 429, "rate_limit_exceeded"),
+    "a limit": ({"callers": (Limited("k", Limits(tpm=1)),)}, 429, "rate_limit_exceeded"),
 }
 
 
