@@ -46,7 +46,8 @@ BAD = [{"cost_pusd": 2**63}, {"user_id": None}, {"started_at": 8e18}, {"prompt_t
 async def test_one_bad_row_does_not_stop_the_others(db: Database, tmp_path: Path, bad: dict[str, Any]) -> None:
     folder = tmp_path / "ledger"
     writer, shipper = SegmentWriter(folder), Shipper(db, folder)
-    spoiled = orjson.dumps(["E", *[getattr(record(30, **bad), name) for name in FIELDS]]) + b"\n"
+    values = {name: getattr(record(30), name) for name in FIELDS} | bad
+    spoiled = orjson.dumps(["E", *values.values()]) + b"\n"
     write(writer, *map(record, range(30)))
     writer._memory.write(spoiled)
     writer._at += len(spoiled)
