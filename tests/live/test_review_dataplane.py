@@ -275,7 +275,7 @@ async def test_a_body_is_let_go_when_it_is_sent() -> None:
         client = await head_and_body(at, body)
         await client.head()
         await client.chunk()
-        held = [o for o in gc.get_objects() if type(o).__name__ == "Call" and len(o.body) > 500_000]
+        held = [o for o in gc.get_objects() if isinstance(o, Call) and len(o.body) > 500_000]
         assert not held
         client.reset()
 
