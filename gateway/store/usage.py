@@ -298,12 +298,10 @@ class Used:
     tokens: int = 0
 
 
-async def used_since(
-    conn: AsyncConnection, of: Literal["key", "user", "login", "team", "model"], windows: Mapping[str, float]
-) -> dict[str, Used]:
+async def used_since(conn: AsyncConnection, of: Literal["key", "user", "team", "model"], windows: Mapping[str, float]) -> dict[str, Used]:
     """What each key, user, team or model (by id) has used since its time (Unix seconds, a UTC midnight). Who used nothing is absent.
 
-    A user's counts everything of the user, `login` only what came with login tokens.
+    A user's counts everything of the user: all keys and logins.
     """
     found: dict[str, Used] = {}
     for since_s in set(windows.values()):
@@ -317,27 +315,13 @@ async def used_since(
 
 def _used_query(of: str, ids: Sequence[str], since_s: int) -> Any:
     who: ColumnElement[Any]
-    if of == "login":
-        buckets = usage_by_day.c
-        who, at, columns = buckets.user_id, buckets.at, buckets
-        chosen: Iterable[ColumnElement[bool]] = (buckets.key_id == "",)
-    elif of in MANY:
+    if of in MANY:
         each = usage_of_each.c
         who, at, columns = each.name, each.at, each
-        chosen = (each.kind == kind_name("", of), each.scope == "")
+        chosen: Iterable[ColumnElement[bool]] = (each.kind == kind_name("", of), each.scope == "")
     else:
         totals = usage_totals.c
         who, at, columns = totals.scope, totals.at, totals
         chosen = (totals.step_s == DAY_S, totals.kind == kind_name(of, "all"))
     query: Any = select(who, *_sums(columns))
     return query.where(*chosen, who.in_(ids), at >= since_s // DAY_S * DAY_S).group_by(who)
-
-
-async def spent_since(conn: AsyncConnection, windows: Mapping[str, float]) -> dict[str, int]:
-    """What each key has spent, in pusd, since its time (Unix seconds, a UTC midnight). Keys without spending are absent."""
-    return {key_id: used.cost_pusd for key_id, used in (await used_since(conn, "key", windows)).items()}
-
-
-async def spent_by_logins_since(conn: AsyncConnection, windows: Mapping[str, float]) -> dict[str, int]:
-    """The same by user id, of what each user has spent with login tokens: their keys have budgets of their own."""
-    return {user_id: used.cost_pusd for user_id, used in (await used_since(conn, "login", windows)).items()}

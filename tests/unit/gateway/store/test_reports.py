@@ -164,7 +164,6 @@ async def test_what_counts_against_budgets(db: Database) -> None:
     async with db.read() as conn:
         assert await usage.used_since(conn, "key", {"k1": start, "none": start}) == {"k1": used(key_id="k1")}
         assert await usage.used_since(conn, "user", {"u1": start}) == {"u1": used(user_id="u1")}
-        assert await usage.used_since(conn, "login", {"u1": start}) == {"u1": used(user_id="u1", key_id=None)}
         assert await usage.used_since(conn, "team", {"t1": start, "t2": start}) == {"t1": used(team_id="t1"), "t2": used(team_id="t2")}
         assert await usage.used_since(conn, "model", {"chat": start}) == {"chat": used(model="chat")}
         assert (await usage.used_since(conn, "key", {"k1": start, "k2": 0}))["k1"] == used(key_id="k1"), "each its own window"

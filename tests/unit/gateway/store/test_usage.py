@@ -122,9 +122,10 @@ async def test_what_keys_have_spent_in_their_windows(db: Database) -> None:
     await ship(db, [row(1), row(2, started_at=yesterday), row(3, key_id="k2", cost_pusd=3), row(4, key_id=None)], 1)
     async with db.read() as conn:
         today = window_start("day", NOON)
-        assert await usage.spent_since(conn, {"k1": today, "k2": 0, "k3": 0}) == {"k1": 7, "k2": 3}
-        assert await usage.spent_since(conn, {"k1": 0}) == {"k1": 14}
-        assert await usage.spent_since(conn, {}) == {}
+        used = await usage.used_since(conn, "key", {"k1": today, "k2": 0, "k3": 0})
+        assert {key_id: one.cost_pusd for key_id, one in used.items()} == {"k1": 7, "k2": 3}
+        assert (await usage.used_since(conn, "key", {"k1": 0}))["k1"].cost_pusd == 14
+        assert await usage.used_since(conn, "key", {}) == {}
 
 
 async def test_money_beyond_64_bits_adds_up(db: Database) -> None:
