@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import httpx
@@ -86,13 +85,12 @@ async def test_a_big_table_holds_up_nothing_else(plane: Plane, admin: httpx.Asyn
     """The loop also relays: it goes on while a table is read and compared."""
     await applied(admin)
     text = "model,backend,from,input,output\n" + "".join(f"none,b{n},2027-01-31T00:00:00Z,1.5,2.5\n" for n in range(30_000))
-    longest_s, before_s = 0.0, time.monotonic()
-    began_s, request = before_s, asyncio.create_task(sent(admin, text, 400))
+    turns, request = 0, asyncio.create_task(sent(admin, text, 400))
     while not request.done():
         await asyncio.sleep(0.001)
-        longest_s, before_s = max(longest_s, time.monotonic() - before_s), time.monotonic()
+        turns += 1
     assert len((await request)["detail"]) == 100
-    assert longest_s < (time.monotonic() - began_s) / 2
+    assert turns > 10  # read on the loop, it is a handful
 
 
 async def test_what_is_no_table(plane: Plane, admin: httpx.AsyncClient) -> None:
