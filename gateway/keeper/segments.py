@@ -100,7 +100,7 @@ async def _damaged(db: Database, path: Path, known: Segment | None) -> list[Faul
     torn = [number for number, line in enumerate(lines, 1) if not _is_line(line)]
     if torn and (dead or torn != [len(lines)]):
         return [Fault("segment", name, f"The segment {name} has {len(torn)} lines that cannot be read, the first is line {torn[0]}.")]
-    return await missing_or_other(db, normal(sort_lines(whole[:shipped]).values))
+    return await missing_or_other(db, normal(sort_lines(whole[:shipped]).columns))
 
 
 def _written(path: Path) -> bytes:

@@ -22,19 +22,30 @@ import structlog
 
 from gateway.keeper.refused import REFUSED_FILE, set_aside
 from gateway.metering.backlog import publish
-from gateway.metering.ledger import SUFFIX, Lines, forget_slots, forget_unnamed, interrupted, read_slots, sort_lines, writer_is_dead
+from gateway.metering.ledger import (
+    SUFFIX,
+    Lines,
+    as_columns,
+    forget_slots,
+    forget_unnamed,
+    interrupted,
+    read_slots,
+    sort_lines,
+    writer_is_dead,
+)
 from gateway.metering.record import FIELDS
 from gateway.store import booking, segments
 from gateway.store.days import Days
 from gateway.store.engine import Connection, Database
 from gateway.store.errors import StoreUnavailable
 from gateway.store.key_uses import Uses
+from gateway.store.rows import Columns
 
 logger = structlog.get_logger(__name__)
 
-BATCH_BYTES = 1_000_000
+BATCH_BYTES = 2_000_000
 ID_FILE = "id"
-_WIDTH, _KEY_AT, _STARTED_AT = len(FIELDS), FIELDS.index("key_id"), FIELDS.index("started_at")
+_KEY_AT, _STARTED_AT = FIELDS.index("key_id"), FIELDS.index("started_at")
 _LITTLE_BYTES = 65_536  # what a usual round finds
 
 
@@ -111,8 +122,8 @@ class Shipper:
                     return ended
                 lines = sort_lines(data)
                 offset = segment.offset + len(data)
-                if lines.values:
-                    ended += await self._book(lines.values, segment, offset)
+                if lines.columns[0]:
+                    ended += await self._book(lines.columns, segment, offset)
                 self._take(segment, lines)
                 segment.offset = offset
                 if all_there_is:
@@ -171,44 +182,48 @@ class Shipper:
         if segment.begun and not dead:
             return  # its process still runs those requests
         noted = read_slots(self._folder, name) if segment.begun else b""
-        values = self._interrupted(segment, noted)
-        if values:
-            await self._book(values, segment, segment.offset)
+        rows = self._interrupted(segment, noted)
+        if rows:
+            await self._book(as_columns(rows), segment, segment.offset)
         async with self._db.write() as conn:
             await segments.finish(conn, name)
         segment.path.unlink(missing_ok=True)
         del self._segments[name]
 
-    def _interrupted(self, segment: _Segment, noted: bytes) -> list[Any]:
+    def _interrupted(self, segment: _Segment, noted: bytes) -> list[list[Any]]:
         """Rows of what has begun and will not end. A line that a kill has spoiled must not keep the others waiting."""
-        values: list[Any] = []
+        rows: list[list[Any]] = []
         for begun in segment.begun.values():
             try:
-                values += interrupted(begun, noted)
+                row = interrupted(begun, noted)
             except Exception as error:
                 self._refuse(segment, error, begun=begun)
-        return values
+            else:
+                if row:
+                    rows.append(row)
+        return rows
 
-    async def _book(self, values: list[Any], segment: _Segment, offset: int) -> int:
+    async def _book(self, columns: Columns, segment: _Segment, offset: int) -> int:
         """Book rows, and that the segment is shipped up to `offset`. Rows that no database takes are set aside, by halves."""
         try:
-            return await self._insert(values, segment, offset)
+            return await self._insert(columns, segment, offset)
         except Exception as error:
             if isinstance(error, StoreUnavailable) or not booking.is_of_the_rows(error):
                 raise
             fault = error
-        rows = len(values) // _WIDTH
+        rows = len(columns[0])
         if rows <= 1:
-            self._refuse(segment, fault, row=values)
-            return await self._insert([], segment, offset)
-        half = rows // 2 * _WIDTH
-        booked = await self._book(values[:half], segment, segment.offset)  # sent again, should this be cut off: what is there stays
-        return booked + await self._book(values[half:], segment, offset)
+            self._refuse(segment, fault, row=[column[0] for column in columns])
+            return await self._insert([[] for _ in columns], segment, offset)
+        half = rows // 2
+        # sent again, should this be cut off: what is there stays
+        booked = await self._book([column[:half] for column in columns], segment, segment.offset)
+        return booked + await self._book([column[half:] for column in columns], segment, offset)
 
-    async def _insert(self, values: list[Any], segment: _Segment, offset: int) -> int:
-        async with self._booking(values) as conn:
-            new = await booking.insert_values(conn, values, segment.path.name, offset)
-        self._uses.note_all(values[_KEY_AT::_WIDTH], values[_STARTED_AT::_WIDTH])
+    async def _insert(self, columns: Columns, segment: _Segment, offset: int) -> int:
+        async with self._booking(columns[_STARTED_AT]) as conn:
+            new = await booking.insert_columns(conn, columns, segment.path.name, offset)
+        self._uses.note_all(columns[_KEY_AT], columns[_STARTED_AT])
         return new
 
     def _refuse(self, segment: _Segment, error: Exception, *, row: list[Any] | None = None, begun: str = "") -> None:
@@ -218,9 +233,9 @@ class Shipper:
         segment.refused += 1
 
     @asynccontextmanager
-    async def _booking(self, values: list[Any]) -> AsyncIterator[Connection]:
-        """A transaction in which these rows can be booked: their days have tables."""
-        await self._days.ready(self._db, values[_STARTED_AT::_WIDTH])
+    async def _booking(self, started_at: list[float]) -> AsyncIterator[Connection]:
+        """A transaction in which rows of these moments can be booked: their days have tables."""
+        await self._days.ready(self._db, started_at)
         try:
             async with self._db.write() as conn:
                 yield conn

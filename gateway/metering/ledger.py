@@ -26,7 +26,7 @@ from typing import Any
 import orjson
 
 from gateway.errors import LedgerFull
-from gateway.metering.lines import begin_line, end_line
+from gateway.metering.lines import begin_line, end_line, parse_lines
 from gateway.metering.progress import SUFFIX as SLOTS_SUFFIX
 from gateway.metering.progress import Progress, Reached, reached
 from gateway.metering.record import FIELDS, MAX_COST_PUSD, UsageRecord
@@ -41,8 +41,6 @@ _BEGIN_LINE = 16  # values of a BEGIN line: its mark, those, and what an interru
 _LOOK_S = 0.2  # between two looks at how much of the disk the segments of all writers take, while that is too much
 _UNNAMED_S = 10.0  # between a file's making and its lock there is a moment
 _OFFSETS_NEW = "shipped.new"  # of `backlog.publish`, which takes no lock
-_BEGIN_MARK, _END_MARK = '["B","', '["E","'
-_ID_AT = len(_END_MARK)
 
 
 class SegmentWriter:
@@ -233,7 +231,7 @@ def writer_is_dead(path: Path) -> bool:
 class Lines:
     """What whole lines of a segment say."""
 
-    values: list[Any]  # of all ENDs in the order of their lines, record after record, each as FIELDS says
+    columns: list[list[Any]]  # of all ENDs in the order of their lines, a list for each of FIELDS
     begun: dict[str, str]  # BEGIN lines by request id, without those whose END is here too
     begun_before: list[str]  # request ids of the ENDs whose BEGIN is not here
 
@@ -241,49 +239,29 @@ class Lines:
 def sort_lines(data: bytes) -> Lines:
     """Parse whole lines, in bulk: a call for each line would double the cost of shipping. Torn lines are skipped."""
     try:
-        text = data.decode()
-        return _sort_quickly(text.split("\n"))
+        return Lines(*parse_lines(data))
     except ValueError:  # torn, or of an older version
         return _sort_each(data)
 
 
-def _sort_quickly(lines: list[str]) -> Lines:
-    """ValueError where a line is not exactly as this version writes it."""
-    ends: list[str] = []
-    ended: list[str] = []
+def _sort_each(data: bytes) -> Lines:
+    rows: list[list[Any]] = []
     begun: dict[str, str] = {}
     begun_before: list[str] = []
-    for line in lines:
-        if not line:
-            continue
-        request_id = line[_ID_AT : line.index('"', _ID_AT)]
-        if line.startswith(_END_MARK) and line[-1] == "]":
-            ends.append(line[_ID_AT - 1 : -1])
-            ended.append(request_id)
-            if begun.pop(request_id, None) is None:
-                begun_before.append(request_id)
-        elif line.startswith(_BEGIN_MARK):
-            begun[request_id] = line
-        else:
-            raise ValueError
-    values: list[Any] = orjson.loads(f"[{','.join(ends)}]")
-    # As many values as records have fields, and an id where each record begins: no line has more or fewer.
-    if len(values) != len(ended) * len(FIELDS) or values[:: len(FIELDS)] != ended:
-        raise ValueError
-    return Lines(values, begun, begun_before)
-
-
-def _sort_each(data: bytes) -> Lines:
-    found = Lines([], {}, [])
     for line in _parsed(data):
         request_id: str = line[1]
         if line[0] == "E":
-            found.values += _row(line).values()
-            if found.begun.pop(request_id, None) is None:
-                found.begun_before.append(request_id)
+            rows.append(list(_row(line).values()))
+            if begun.pop(request_id, None) is None:
+                begun_before.append(request_id)
         else:
-            found.begun[request_id] = orjson.dumps(line).decode()
-    return found
+            begun[request_id] = orjson.dumps(line).decode()
+    return Lines(as_columns(rows), begun, begun_before)
+
+
+def as_columns(rows: list[list[Any]]) -> list[list[Any]]:
+    """Records, each in the order of FIELDS, as a list for each field."""
+    return [[row[at] for row in rows] for at in range(len(FIELDS))]
 
 
 def _parsed(data: bytes) -> list[list[Any]]:

@@ -1,14 +1,18 @@
 /* The lines of a ledger segment: the form in C of lines.py, which says what they are. Taken in its place where it is compiled.
  *
- * A line is put together in a buffer on the stack, sized beforehand for the longest that its values can become: a byte of text takes at
+ * Writing. A line is put together in a buffer on the stack, sized beforehand for the longest that its values can become: a byte of text takes at
  * most six (\u001f), a number at most 24. Raises what orjson would: UnicodeEncodeError for a lone surrogate, OverflowError for a number
  * beyond 64 bits, TypeError for a value of another type.
+ *
+ * Reading. A field that has the same bytes as in the END before it (most do) is the same object: the comparison is all that it costs. What
+ * is not plain (escapes, numbers in other forms than ours) is given to orjson.
  */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define NUMBER_BYTES 24
@@ -163,9 +167,183 @@ static PyObject *end_line(PyObject *Py_UNUSED(module), PyObject *const *args, Py
     return line('E', END_FIELDS, args, count);
 }
 
+/* Reading */
+
+typedef struct {
+    const char *text;
+    Py_ssize_t size;
+} span;
+
+static PyObject *loads; /* orjson.loads */
+
+static int torn(void)
+{
+    PyErr_SetString(PyExc_ValueError, "not lines as this version writes them");
+    return -1;
+}
+
+/* Past the string that begins at `at`, closing quote included; NULL: it does not end. */
+static const char *past_text(const char *at, const char *end)
+{
+    for (at++; at < end; at++) {
+        if (*at == '"')
+            return at + 1;
+        if (*at == '\\')
+            at++;
+    }
+    return NULL;
+}
+
+static PyObject *by_orjson(span field)
+{
+    PyObject *bytes = PyBytes_FromStringAndSize(field.text, field.size);
+    if (bytes == NULL)
+        return NULL;
+    PyObject *value = PyObject_CallOneArg(loads, bytes);
+    Py_DECREF(bytes);
+    return value;
+}
+
+static PyObject *value_of(span field, char kind)
+{
+    char copy[NUMBER_BYTES + 1];
+    const char *at = field.text, *end = field.text + field.size;
+
+    if (field.size == 4 && memcmp(at, "null", 4) == 0)
+        Py_RETURN_NONE;
+    if (*at == '"') {
+        for (const char *c = at + 1; c < end - 1; c++)
+            if (*c == '\\' || (unsigned char)*c < 0x20)
+                return by_orjson(field);
+        return PyUnicode_DecodeUTF8(at + 1, field.size - 2, NULL);
+    }
+    if (field.size > NUMBER_BYTES)
+        return by_orjson(field);
+    memcpy(copy, at, (size_t)field.size);
+    copy[field.size] = 0;
+    const char *digits = copy + (*copy == '-');
+    size_t whole = strspn(digits, "0123456789");
+    if (whole == 0 || whole > 18 || (*digits == '0' && whole > 1)) /* neither JSON's zeros nor more than 64 bits */
+        return by_orjson(field);
+    if (digits[whole] == 0 && kind == 'i')
+        return PyLong_FromLongLong(strtoll(copy, NULL, 10));
+    if (digits[whole] == '.' && kind == 'f') {
+        const char *places = digits + whole + 1;
+        size_t count = strspn(places, "0123456789");
+        if (count > 0 && places[count] == 0) {
+            double value = PyOS_string_to_double(copy, NULL, NULL);
+            return value == -1.0 && PyErr_Occurred() ? NULL : PyFloat_FromDouble(value);
+        }
+    }
+    return by_orjson(field);
+}
+
+/* Appends the values of one END to the columns. `before`: its fields in the END before. */
+static int take_end(const char *at, const char *end, PyObject *const *columns, span *before)
+{
+    const Py_ssize_t fields = (Py_ssize_t)sizeof(END_FIELDS) - 1;
+
+    for (Py_ssize_t i = 0; i < fields; i++) {
+        if (at >= end)
+            return torn();
+        const char *past = *at == '"' ? past_text(at, end) : at + 1;
+        if (past == NULL || (*at == '"' && past < end && *past != ','))
+            return torn();
+        while (past < end && *past != ',')
+            past++;
+        span field = {at, past - at};
+        Py_ssize_t there = PyList_GET_SIZE(columns[i]);
+        PyObject *value;
+        if (field.size == before[i].size && memcmp(at, before[i].text, (size_t)field.size) == 0)
+            value = Py_NewRef(PyList_GET_ITEM(columns[i], there - 1));
+        else if ((value = value_of(field, END_FIELDS[i])) == NULL)
+            return -1;
+        int failed = PyList_Append(columns[i], value);
+        Py_DECREF(value);
+        if (failed)
+            return -1;
+        before[i] = field;
+        at = past + 1;
+    }
+    return at == end + 1 ? 0 : torn(); /* the last one ends where the line does */
+}
+
+static int take_line(const char *at, const char *end, PyObject *const *columns, span *before, PyObject *begun, PyObject *begun_before)
+{
+    if (end - at < 8 || memcmp(at, "[\"", 2) != 0 || memcmp(at + 3, "\",\"", 3) != 0)
+        return torn();
+    const char *close = memchr(at + 6, '"', (size_t)(end - at - 6));
+    if (close == NULL)
+        return torn();
+    PyObject *request_id = PyUnicode_DecodeUTF8(at + 6, close - at - 6, NULL);
+    if (request_id == NULL)
+        return -1;
+    int failed = -1;
+    if (at[2] == 'E' && end[-1] == ']') {
+        failed = take_end(at + 5, end - 1, columns, before);
+        if (!failed) {
+            PyObject *named = PyList_GET_ITEM(columns[0], PyList_GET_SIZE(columns[0]) - 1);
+            int same = PyObject_RichCompareBool(named, request_id, Py_EQ);
+            int there = same == 1 ? PyDict_Contains(begun, request_id) : -1;
+            if (there == 1)
+                failed = PyDict_DelItem(begun, request_id);
+            else if (there == 0)
+                failed = PyList_Append(begun_before, request_id);
+            else
+                failed = same < 0 || PyErr_Occurred() ? -1 : torn();
+        }
+    } else if (at[2] == 'B') {
+        PyObject *text = PyUnicode_DecodeUTF8(at, end - at, NULL);
+        if (text != NULL) {
+            failed = PyDict_SetItem(begun, request_id, text);
+            Py_DECREF(text);
+        }
+    } else
+        failed = torn();
+    Py_DECREF(request_id);
+    return failed;
+}
+
+static PyObject *parse_lines(PyObject *Py_UNUSED(module), PyObject *data)
+{
+    char *at;
+    Py_ssize_t size;
+    if (PyBytes_AsStringAndSize(data, &at, &size) < 0)
+        return NULL;
+    const char *end = at + size;
+    const Py_ssize_t fields = (Py_ssize_t)sizeof(END_FIELDS) - 1;
+    PyObject *column[MOST_FIELDS];
+    span before[MOST_FIELDS] = {{NULL, -1}};
+    PyObject *columns = PyList_New(fields), *begun = PyDict_New(), *begun_before = PyList_New(0), *found = NULL;
+    if (columns == NULL || begun == NULL || begun_before == NULL)
+        goto done;
+    for (Py_ssize_t i = 0; i < fields; i++) {
+        if ((column[i] = PyList_New(0)) == NULL)
+            goto done;
+        PyList_SET_ITEM(columns, i, column[i]);
+        before[i].size = -1;
+    }
+    while (at < end) {
+        char *newline = memchr(at, '\n', (size_t)(end - at));
+        const char *stop = newline == NULL ? end : newline;
+        if (stop > at && take_line(at, stop, column, before, begun, begun_before) < 0)
+            goto done;
+        if (newline == NULL)
+            break;
+        at = newline + 1;
+    }
+    found = PyTuple_Pack(3, columns, begun, begun_before);
+done:
+    Py_XDECREF(columns);
+    Py_XDECREF(begun);
+    Py_XDECREF(begun_before);
+    return found;
+}
+
 static PyMethodDef methods[] = {
     {"begin_line", (PyCFunction)(void (*)(void))begin_line, METH_FASTCALL, "Admission."},
     {"end_line", (PyCFunction)(void (*)(void))end_line, METH_FASTCALL, "The ending: the whole record, in the order of its fields."},
+    {"parse_lines", parse_lines, METH_O, "What whole lines say."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -173,5 +351,10 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "lines", "The form in
 
 PyMODINIT_FUNC PyInit_lines(void)
 {
-    return PyModule_Create(&module);
+    PyObject *orjson = PyImport_ImportModule("orjson");
+    if (orjson == NULL)
+        return NULL;
+    loads = PyObject_GetAttrString(orjson, "loads");
+    Py_DECREF(orjson);
+    return loads == NULL ? NULL : PyModule_Create(&module);
 }

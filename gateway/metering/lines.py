@@ -1,15 +1,20 @@
-"""The lines of a ledger segment, as bytes: JSON arrays that end in a newline.
+"""The lines of a ledger segment, as bytes: JSON arrays that end in a newline. Written here, and read back.
 
-Two are written for every request, so this module has a form in C beside it (lines.c), which `build_native.py` compiles and the import of
-this module takes where it is there. Both write the same: times (Unix seconds) and durations (ms) to six places, what is no such number as
-null.
+Two are written for every request and read again to be booked, so this module has a form in C beside it (lines.c), which
+`build_native.py` compiles and the import of this module takes where it is there. Both do the same: times (Unix seconds) and durations
+(ms) are written to six places, what is no such number as null.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import orjson
 
 _APPEND_NEWLINE = orjson.OPT_APPEND_NEWLINE
+_BEGIN_MARK, _END_MARK = '["B","', '["E","'
+_ID_AT = len(_END_MARK)
+_END_FIELDS = 27
 _MOST = 9e9  # beyond it a double has no six places
 
 
@@ -83,3 +88,34 @@ def end_line(
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None or not abs(value) < _MOST else round(value, 6)
+
+
+def parse_lines(data: bytes) -> tuple[list[list[Any]], dict[str, str], list[str]]:
+    """What whole lines say: a list for each field of the ENDs, in the order of their lines; BEGIN lines by request id, without those whose
+    END is here too; the request ids of the ENDs whose BEGIN is not here. ValueError where a line is not exactly as this version writes it.
+
+    In C, a value that is the same as in the END before it is the same object.
+    """
+    ends: list[str] = []
+    ended: list[str] = []
+    begun: dict[str, str] = {}
+    begun_before: list[str] = []
+    for line in data.decode().split("\n"):
+        if not line:
+            continue
+        request_id = line[_ID_AT : line.index('"', _ID_AT)]
+        if line.startswith(_END_MARK) and line[-1] == "]":
+            ends.append(line[_ID_AT - 1 : -1])
+            ended.append(request_id)
+            if begun.pop(request_id, None) is None:
+                begun_before.append(request_id)
+        elif line.startswith(_BEGIN_MARK):
+            begun[request_id] = line
+        else:
+            raise ValueError("not lines as this version writes them")
+    values: list[Any] = orjson.loads(f"[{','.join(ends)}]")
+    columns = [values[at::_END_FIELDS] for at in range(_END_FIELDS)]
+    # As many values as records have fields, and an id where each record begins: no line has more or fewer.
+    if len(values) != len(ended) * _END_FIELDS or columns[0] != ended:
+        raise ValueError("not lines as this version writes them")
+    return columns, begun, begun_before

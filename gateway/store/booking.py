@@ -10,7 +10,8 @@ import errno
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
+from itertools import chain, compress, count, repeat
 from typing import Any
 
 from sqlalchemy import Table, select
@@ -21,11 +22,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.store import days
 from gateway.store.days import COLUMNS, DAY_S, day_table
 from gateway.store.rollups import USED, as_values, fold
-from gateway.store.rows import WIDTH, digest, normal
+from gateway.store.rows import Columns, digest, normal, repeated
 from gateway.store.tables import usage_by_day, usage_by_hour, usage_of_each, usage_totals
 
-_STARTED_AT = COLUMNS.index("started_at")
+_REQUEST_ID, _STARTED_AT = COLUMNS.index("request_id"), COLUMNS.index("started_at")
 _VALUES_AT_ONCE = 900  # in one statement; any SQLite takes 999
+_ROWS_AT_ONCE = 32
+_LARGE = 500  # rows
 _CHUNK = 500
 _OF_VALUES = (sqlite3.IntegrityError, sqlite3.DataError, OverflowError, ValueError, TypeError)
 _FORWARD = (  # a batch sent again must not turn the offset back
@@ -35,13 +38,13 @@ _FORWARD = (  # a batch sent again must not turn the offset back
 
 
 async def insert_usage(conn: AsyncConnection, rows: Sequence[Mapping[str, Any]], segment: str, offset: int) -> int:
-    """`insert_values` of rows by column name (a missing column is NULL), and the tables they need."""
+    """`insert_columns` of rows by column name (a missing column is NULL), and the tables they need."""
     await days.create(conn, {days.day_of(row["started_at"]) for row in rows})
-    return await insert_values(conn, [row.get(name) for row in rows for name in COLUMNS], segment, offset)
+    return await insert_columns(conn, [[row.get(name) for row in rows] for name in COLUMNS], segment, offset)
 
 
-async def insert_values(conn: AsyncConnection, values: list[Any], segment: str, offset: int) -> int:
-    """Add rows and note that `segment` is shipped up to `offset` bytes. `values`: of row after row, each in the order of `COLUMNS`.
+async def insert_columns(conn: AsyncConnection, columns: Columns, segment: str, offset: int) -> int:
+    """Add rows and note that `segment` is shipped up to `offset` bytes.
 
     In the caller's one transaction; the tables of the rows' days are there. A row whose request_id is known already changes nothing,
     neither rows nor roll-ups, so a batch may be sent again. Returns how many were new.
@@ -49,10 +52,9 @@ async def insert_values(conn: AsyncConnection, values: list[Any], segment: str, 
     # first: it locks the segment, so that two shippers of it go one after the other
     marks = "???" if conn.dialect.name == "sqlite" else ("$1", "$2", "$3")
     await _execute(conn, _FORWARD.format(*marks), [(segment, offset, time.time())])
-    new: list[Any] = []
-    for day, of_day in _by_day(normal(values)).items():
-        new += await _insert_day(conn, day_table(day), of_day)
-    if not new:
+    by_day = [await _insert_day(conn, day_table(day), of_day) for day, of_day in _by_day(normal(columns)).items()]
+    new = by_day[0] if len(by_day) == 1 else [[value for of_day in by_day for value in of_day[at]] for at in range(len(COLUMNS))]
+    if not new[0]:
         return 0
     folded = fold(new)
     for table, cells in (
@@ -61,8 +63,8 @@ async def insert_values(conn: AsyncConnection, values: list[Any], segment: str, 
         (usage_totals, folded.totals),
         (usage_of_each, folded.of_each),
     ):
-        await _insert(conn, table, as_values(cells), _adding_up(table))
-    return len(new) // WIDTH
+        await _insert(conn, table, as_values(cells), {}, _adding_up(table))
+    return len(new[0])
 
 
 def is_of_the_rows(error: Exception) -> bool:
@@ -79,40 +81,35 @@ def is_of_the_rows(error: Exception) -> bool:
     return isinstance(error, _OF_VALUES) or (isinstance(error, OSError) and error.errno == errno.EOVERFLOW)  # a day beyond the calendar
 
 
-def _by_day(values: list[Any]) -> dict[int, list[Any]]:
-    """The values of each day's rows, the days in order."""
-    starts = values[_STARTED_AT::WIDTH]
-    if not starts:
-        return {}
-    first, last = int(min(starts) // DAY_S), int(max(starts) // DAY_S)
-    if first == last:
-        return {first: values}
-    found: dict[int, list[Any]] = {day: [] for day in sorted({int(start // DAY_S) for start in starts})}
-    for row, start in enumerate(starts):
-        found[int(start // DAY_S)] += values[row * WIDTH : (row + 1) * WIDTH]
-    return found
+def _by_day(columns: Columns) -> dict[int, Columns]:
+    """The rows of each day, the days in order."""
+    days_of = [int(start // DAY_S) for start in columns[_STARTED_AT]]
+    found = sorted(set(days_of))
+    if len(found) == 1:
+        return {found[0]: columns}
+    return {day: [list(compress(column, map(day.__eq__, days_of))) for column in columns] for day in found}
 
 
-async def _insert_day(conn: AsyncConnection, table: Table, values: list[Any]) -> list[Any]:
-    """Store the rows of one day that are not there yet; returns their values."""
+async def _insert_day(conn: AsyncConnection, table: Table, columns: Columns) -> Columns:
+    """Store the rows of one day that are not there yet; returns these."""
     await _execute(conn, "SAVEPOINT new_rows")
     try:
-        await _insert(conn, table, _with_digests(values))
+        await _insert_rows(conn, table, columns)
     except (sqlite3.IntegrityError, IntegrityError):  # some are there already, a batch sent again; or a request is named twice
         await _execute(conn, "ROLLBACK TO SAVEPOINT new_rows")
-        values = await _unknown(conn, table, values)
-        if values:
-            await _insert(conn, table, _with_digests(values))
-    return values
+        columns = await _unknown(conn, table, columns)
+        if columns[0]:
+            await _insert_rows(conn, table, columns)
+    return columns
 
 
-def _with_digests(values: list[Any]) -> list[Any]:
-    found: list[Any] = []
-    for at in range(0, len(values), WIDTH):
-        row = values[at : at + WIDTH]
-        found += row
-        found.append(digest(row))
-    return found
+async def _insert_rows(conn: AsyncConnection, table: Table, columns: Columns) -> None:
+    """With their digests. What all rows of a large batch share is handed over once; a small one is not worth a statement of its own."""
+    shared = repeated(columns) if len(columns[_REQUEST_ID]) >= _LARGE else {}
+    shared.pop(_REQUEST_ID, None)
+    own = [column for at, column in enumerate(columns) if at not in shared]
+    rows = zip(*(repeat(shared[at]) if at in shared else column for at, column in enumerate(columns)), strict=False)
+    await _insert(conn, table, list(chain.from_iterable(zip(*own, map(digest, rows), strict=True))), shared)
 
 
 async def _execute(conn: AsyncConnection, statement: str, rows: list[tuple[Any, ...]] | None = None) -> None:
@@ -124,50 +121,62 @@ async def _execute(conn: AsyncConnection, statement: str, rows: list[tuple[Any, 
         await conn.exec_driver_sql(statement, rows)
 
 
-async def _insert(conn: AsyncConnection, table: Table, values: list[Any], conflict: str = "") -> None:
-    """`values`: of row after row, each in the order of the table's columns. `conflict`: what is to be done with a row that is there."""
-    width = len(table.c)
+async def _insert(conn: AsyncConnection, table: Table, values: list[Any], shared: dict[int, Any], conflict: str = "") -> None:
+    """`values`: of row after row, each in the order of the table's columns, without what all of them share (by the column's place).
+
+    `conflict`: what is to be done with a row that is there.
+    """
+    width = len(table.c) - len(shared)
+    places = tuple(shared)
     if conn.dialect.name != "sqlite":
         columns = tuple(values[column::width] for column in range(width))
-        await conn.exec_driver_sql(_by_columns(table) + conflict, columns)
+        await conn.exec_driver_sql(_by_columns(table, places) + conflict, (*shared.values(), *columns))
         return
     start = 0
-    for rows in (_VALUES_AT_ONCE // width, 1):
+    for rows in (min((_VALUES_AT_ONCE - len(shared)) // width, _ROWS_AT_ONCE), 1):
         length = rows * width
-        parts = [tuple(values[at : at + length]) for at in range(start, len(values) - length + 1, length)]
+        parts = [(*shared.values(), *values[at : at + length]) for at in range(start, len(values) - length + 1, length)]
         if parts:
-            await _execute(conn, _by_rows(table, rows) + conflict, parts)
+            await _execute(conn, _by_rows(table, rows, places) + conflict, parts)
             start += len(parts) * length
 
 
-async def _unknown(conn: AsyncConnection, table: Table, values: list[Any]) -> list[Any]:
-    """The values of those rows that are not there yet, each row once."""
-    rows = {values[at]: values[at : at + WIDTH] for at in range(0, len(values), WIDTH)}
+async def _unknown(conn: AsyncConnection, table: Table, columns: Columns) -> Columns:
+    """Those rows that are not there yet, each once: as it was named last."""
+    rows = {row[_REQUEST_ID]: row for row in zip(*columns, strict=True)}
     request_ids, column = list(rows), table.c.request_id
     for start in range(0, len(request_ids), _CHUNK):
         known = await conn.execute(select(column).where(column.in_(request_ids[start : start + _CHUNK])))
         for request_id in known.scalars():
             del rows[request_id]
-    return [value for row in rows.values() for value in row]
+    return [[row[at] for row in rows.values()] for at in range(len(columns))]
 
 
 # Statements. They hold names of our own tables and columns only.
 
 
-@cache
-def _by_rows(table: Table, rows: int) -> str:
-    """SQLite: so many rows, value by value."""
+@lru_cache(64)
+def _by_rows(table: Table, rows: int, shared: tuple[int, ...]) -> str:
+    """SQLite: so many rows, value by value, behind those that they share."""
     columns = table.c.keys()
-    row = f"({', '.join('?' * len(columns))})"
-    return f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES {', '.join([row] * rows)}"  # noqa: S608
+    numbers = count(len(shared) + 1)
+    told = ", ".join(
+        "(" + ", ".join(f"?{shared.index(at) + 1 if at in shared else next(numbers)}" for at in range(len(columns))) + ")"
+        for _ in range(rows)
+    )
+    return f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES {told}"  # noqa: S608
 
 
-@cache
-def _by_columns(table: Table) -> str:
-    """PostgreSQL: any number of rows, a list for each column."""
+@lru_cache(64)
+def _by_columns(table: Table, shared: tuple[int, ...]) -> str:
+    """PostgreSQL: any number of rows, a list for each column, behind the values that they share."""
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # its __init__ is not annotated
-    lists = ", ".join(f"${number}::{column.type.compile(dialect)}[]" for number, column in enumerate(table.c, 1))
-    return f"INSERT INTO {table.name} ({', '.join(table.c.keys())}) SELECT * FROM unnest({lists})"  # noqa: S608
+    types = [column.type.compile(dialect) for column in table.c]
+    own = [at for at in range(len(types)) if at not in shared]
+    lists = ", ".join(f"${number}::{types[at]}[]" for number, at in enumerate(own, len(shared) + 1))
+    told = ", ".join(f"${shared.index(at) + 1}::{types[at]}" if at in shared else f"c{at}" for at in range(len(types)))
+    names = ", ".join(f"c{at}" for at in own)
+    return f"INSERT INTO {table.name} ({', '.join(table.c.keys())}) SELECT {told} FROM unnest({lists}) AS own ({names})"  # noqa: S608
 
 
 @cache

@@ -14,6 +14,7 @@ from operator import itemgetter
 from typing import Any
 
 from gateway.store.days import COLUMNS, DAY_S
+from gateway.store.rows import Columns
 from gateway.store.tables import usage_by_hour, usage_totals
 
 HOUR_S = 3600
@@ -21,7 +22,6 @@ BUCKET = tuple(usage_by_hour.primary_key.columns.keys())
 USED = tuple(usage_totals.c.keys())[len(usage_totals.primary_key) :]
 SPLIT = 1_000_000  # pusd in 1e-6 USD
 JOINT = "\x1f"  # between the parts of a name that has two
-_WIDTH = len(COLUMNS)
 _READ = (
     "started_at", "user_id", "key_id", "model", "backend", "ending", "team_id", "revision", "experiment", "arm",
     "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_pusd",
@@ -87,16 +87,15 @@ class Folded:
     of_each: Cells
 
 
-def fold(values: list[Any]) -> Folded:
-    """`values`: of row after row, each in the order of the columns of a day's table without the digest."""
-    return derived(hours_of(values, {}))
+def fold(columns: Columns) -> Folded:
+    """What these rows add."""
+    return derived(hours_of(columns, {}))
 
 
-def hours_of(values: list[Any], hours: Cells) -> Cells:
+def hours_of(columns: Columns, hours: Cells) -> Cells:
     """Adds the rows to the buckets of `hours`."""
-    columns = (values[at::_WIDTH] for at in _READ_AT)
     for at, user_id, key_id, model, backend, ending, team_id, revision, experiment, arm, prompt, completion, cached, reasoning, cost in zip(
-        *columns, strict=True
+        *(columns[at] for at in _READ_AT), strict=True
     ):
         bucket = (
             int(at // HOUR_S) * HOUR_S, user_id, key_id or "", model, backend or "", ending, team_id or "", revision or 0,

@@ -11,23 +11,29 @@ import orjson
 from gateway.metering.record import MAX_COST_PUSD
 from gateway.store.days import COLUMNS
 
-WIDTH = len(COLUMNS)
 DIGEST_BYTES = 16
 _FLOATS = tuple(COLUMNS.index(name) for name in ("started_at", "duration_ms", "ttft_ms", "queue_ms", "connect_ms"))
 _COUNTED = tuple(COLUMNS.index(name) for name in ("cached_tokens", "reasoning_tokens"))
 
+Columns = list[list[Any]]
+"""Rows, a list for each of COLUMNS."""
 
-def normal(values: list[Any]) -> list[Any]:
-    """Values of row after row as the database will give them back: whole times as doubles, tokens that nobody counted as 0. In place."""
+
+def normal(columns: Columns) -> Columns:
+    """Rows as the database will give them back: whole times as doubles, tokens that nobody counted as 0. In place."""
     for at in _FLOATS:
-        column = values[at::WIDTH]
-        if int in set(map(type, column)):
-            values[at::WIDTH] = [value if value is None else float(value) for value in column]
+        if int in set(map(type, columns[at])):
+            columns[at] = [value if value is None else float(value) for value in columns[at]]
     for at in _COUNTED:
-        column = values[at::WIDTH]
-        if None in column:
-            values[at::WIDTH] = [value or 0 for value in column]
-    return values
+        if None in columns[at]:
+            columns[at] = [value or 0 for value in columns[at]]
+    return columns
+
+
+def repeated(columns: Columns) -> dict[int, Any]:
+    """The value of each column that has but one, by its place."""
+    rows = len(columns[0])
+    return {at: column[0] for at, column in enumerate(columns) if column[0] == column[-1] and column.count(column[0]) == rows}
 
 
 def digest(row: Sequence[Any]) -> bytes:

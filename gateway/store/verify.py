@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.store.days import COLUMNS, DAY_S, date_of, day_of, day_table, existing, kept_from
 from gateway.store.engine import Database
 from gateway.store.rollups import BUCKET, JOINT, SPLIT, Cells, derived, hours_of
-from gateway.store.rows import WIDTH, digest, recomputed_pusd
+from gateway.store.rows import Columns, digest, recomputed_pusd
 from gateway.store.tables import usage_by_day, usage_by_hour, usage_of_each, usage_totals
 
 MOST_FAULTS = 20
@@ -86,11 +86,10 @@ async def verify_day(db: Database, day: int) -> Found:
     return found
 
 
-async def missing_or_other(db: Database, values: Sequence[Any]) -> list[Fault]:
-    """Rows that a segment says are booked (values in the order of COLUMNS) and SQL does not have, or has otherwise."""
+async def missing_or_other(db: Database, columns: Columns) -> list[Fault]:
+    """Rows that a segment says are booked and SQL does not have, or has otherwise."""
     wanted: dict[int, dict[str, bytes]] = {}
-    for at in range(0, len(values), WIDTH):
-        row = values[at : at + WIDTH]
+    for row in zip(*columns, strict=True):
         wanted.setdefault(day_of(row[_STARTED_AT]), {})[row[0]] = digest(row)
     faults = []
     for day, digests in wanted.items():
@@ -99,11 +98,11 @@ async def missing_or_other(db: Database, values: Sequence[Any]) -> list[Fault]:
                 continue
             stored = await _digests(conn, day, list(digests)) if day in await existing(conn) else {}
         for request_id, expected in digests.items():
-            row = f"The row of {request_id} ({date_of(day)})"
+            name = f"The row of {request_id} ({date_of(day)})"
             if request_id not in stored:
-                faults.append(Fault("row", request_id, f"{row} is gone: its segment says that it was booked."))
+                faults.append(Fault("row", request_id, f"{name} is gone: its segment says that it was booked."))
             elif stored[request_id] != expected:
-                faults.append(Fault("row", request_id, f"{row} is not what its segment says."))
+                faults.append(Fault("row", request_id, f"{name} is not what its segment says."))
     return faults
 
 
@@ -127,13 +126,11 @@ async def _rows(conn: AsyncConnection, day: int, found: Found) -> Cells:
     table = day_table(day).c
     result = await conn.stream(select(*(table[name] for name in COLUMNS), table.digest))
     async for page in result.partitions(_READ_AT_ONCE):
-        values: list[Any] = []
         for stored in page:
             *row, kept = stored
             _check_row(row, kept, day, found)
-            values += row
         found.rows += len(page)
-        hours_of(values, hours)
+        hours_of([list(column) for column in zip(*page, strict=True)][:-1], hours)
     return hours
 
 

@@ -41,6 +41,5 @@ async def test_no_room_in_the_ledger(tmp_path: Path) -> None:
     data = b"".join(path.read_bytes()[: written_bytes(path)] for path in tmp_path.glob("*.seg"))
     found = sort_lines(data)
     assert not found.begun
-    endings = found.values[FIELDS.index("ending") :: len(FIELDS)]
-    assert endings == ["success"] * len(running)
+    assert found.columns[FIELDS.index("ending")] == ["success"] * len(running)
     writer.close()

@@ -1,4 +1,4 @@
-"""Both forms of the ledger's lines write the same: the one in Python, and the one in C where it is compiled."""
+"""Both forms of the ledger's lines write and read the same: the one in Python, and the one in C where it is compiled."""
 
 from __future__ import annotations
 
@@ -91,3 +91,40 @@ def test_what_cannot_be_written_is_refused(module: ModuleType) -> None:
         module.begin_line("r", 1.0, "chat", None, "u", "m", 2**70, None, 0, 0, *REST)
     with pytest.raises(TypeError):
         module.begin_line("r")
+
+
+def outcome(module: ModuleType, data: bytes) -> object:
+    try:
+        columns, begun, begun_before = module.parse_lines(data)
+    except ValueError:
+        return "torn"
+    return [[(type(value), value) for value in column] for column in columns], list(begun.items()), begun_before
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(BEGIN | END, max_size=6), st.booleans())
+def test_lines_are_read_the_same_by_both(written: list[tuple[Any, ...]], twice: bool) -> None:
+    lines = [taken.begin_line(*values) if len(values) == 15 else taken.end_line(*values) for values in written]
+    data = b"".join(lines * (2 if twice else 1))
+    assert outcome(taken, data) == outcome(PYTHON, data)
+
+
+@settings(max_examples=600, deadline=None, derandomize=True)
+@given(END, st.data())
+def test_damaged_lines_are_read_the_same_by_both(values: tuple[Any, ...], data: st.DataObject) -> None:
+    """Whatever a line has become: both read the same in it, or neither reads anything."""
+    whole = taken.begin_line(*values[:8], 1, 2, 3, 4, None, None, None) + taken.end_line(*values) * 2
+    at = data.draw(st.integers(0, len(whole) - 1))
+    put = data.draw(
+        st.sampled_from(
+            (b"", b",", b'"', b"\\", b"[", b"]", b"{}", b"0", b"-", b"1.5", b"e9", b"null", b"true", b"\xff", b"\n", b"\x01", b" ")
+        )
+    )
+    damaged = whole[:at] + put + whole[at + data.draw(st.integers(0, 3)) :]
+    assert outcome(taken, damaged) == outcome(PYTHON, damaged)
+
+
+@pytest.mark.parametrize("module", [taken, PYTHON], ids=["taken", "python"])
+@pytest.mark.parametrize("data", [b"", b"\n", b"\n\n"])
+def test_no_lines(module: ModuleType, data: bytes) -> None:
+    assert module.parse_lines(data) == ([[] for _ in range(27)], {}, [])

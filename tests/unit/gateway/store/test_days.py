@@ -10,7 +10,6 @@ from sqlalchemy import text
 from gateway.store import booking, days, requests, segments, usage
 from gateway.store.days import DAY_S, Days, day_of, name_of
 from gateway.store.engine import Database
-from gateway.store.rows import WIDTH
 from gateway.store.usage import Wanted
 
 from .test_usage import NOON, row
@@ -45,14 +44,13 @@ async def test_a_batch_that_spans_days_goes_to_each(db: Database) -> None:
 async def test_several_hosts_meet_a_new_day_at_once(db: Database, database_url: str) -> None:
     hosts = [Database(database_url) for _ in range(6)]
     values = [row(1).get(name) for name in days.COLUMNS]
-    assert len(values) == WIDTH
 
     async def host(number: int, one: Database) -> int:
         known = Days()
         mine = [f"req-{number}", *values[1:]]
         await known.ready(one, [NOON, NOON + DAY_S])
         async with one.write() as conn:
-            return await booking.insert_values(conn, mine, f"{number}.seg", 1)
+            return await booking.insert_columns(conn, [[value] for value in mine], f"{number}.seg", 1)
 
     assert await asyncio.gather(*(host(number, one) for number, one in enumerate(hosts))) == [1] * 6
     for one in hosts:
@@ -108,7 +106,7 @@ async def test_a_request_and_a_page_are_found_by_an_index(db: Database, dialect:
 async def test_segments_are_remembered_until_their_writer_is_long_gone(db: Database) -> None:
     async with db.write() as conn:
         assert await segments.see(conn, "1-aa-000000.seg", "here") == 0
-        await booking.insert_values(conn, [], "1-aa-000000.seg", 500)
+        await booking.insert_columns(conn, [[] for _ in days.COLUMNS], "1-aa-000000.seg", 500)
         assert await segments.see(conn, "1-aa-000000.seg", "here") == 500
         await segments.see(conn, "1-aa-000001.seg", "here")
         await segments.finish(conn, "1-aa-000000.seg")

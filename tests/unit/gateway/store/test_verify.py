@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from gateway.keeper.segments import verify_segments
 from gateway.keeper.ship import Shipper
 from gateway.metering.ledger import SegmentWriter
 from gateway.metering.record import UsageRecord
-from gateway.store import booking, days
+from gateway.store import booking, days, requests, usage
 from gateway.store.days import DAY_S, day_of, name_of
 from gateway.store.engine import Database
 from gateway.store.rows import recomputed_pusd
+from gateway.store.usage import Wanted
 from gateway.store.verify import MOST_FAULTS, Fault, days_to_verify, verify_day
 
 from .test_reports import rows_at_random
@@ -50,6 +52,22 @@ async def books(db: Database) -> AsyncIterator[Database]:
         await booking.insert_usage(conn, [row(9001, cost_pusd=10 * 150_000 + 5 * 600_000, price="0.15/0.60/")], "a.seg", 2)
     assert await faults_of(db) == []
     yield db
+
+
+async def test_large_batches_are_booked_as_small_ones(db: Database) -> None:
+    """What all rows of a large batch share goes to the database once: whatever that is."""
+    mixed = rows_at_random(4000)  # six days of some hundred rows each
+    alike = [asdict(record(number)) for number in range(5000, 5700)]
+    some = [asdict(record(number)) | {"key_id": None, "tried": '[["b","timeout",3]]', "team_id": "t"} for number in range(5700, 6400)]
+    async with db.write() as conn:
+        for offset, batch in enumerate((mixed, alike, alike + some, [mixed[0], *mixed]), 1):
+            await booking.insert_usage(conn, batch, "a.seg", offset)
+    assert await faults_of(db) == []
+    async with db.read() as conn:
+        for one in (mixed[0], alike[3], some[-1]):
+            assert await requests.usage_row(conn, one["request_id"]) == one
+        (total,) = await usage.whole_report(conn, "all", Wanted())
+    assert total.requests == 5400
 
 
 @pytest.mark.parametrize(
