@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hmac import compare_digest
+
+from auth.credential import Shown
 from auth.errors import CredentialInvalid, CredentialMissing, StoreAway
 from auth.keys import digest, looks_like_key
 from auth.ports import CredentialStore, TokensOfOthers
@@ -18,8 +21,8 @@ class Authenticator:
         self._tokens = tokens
         self._others = others
 
-    def authenticate(self, credential: bytes, now_s: float) -> Principal:
-        """Who sent `credential` (the bare value, without "Bearer"). `now_s`: Unix seconds.
+    def authenticate(self, credential: bytes, now_s: float, shown: Shown | None = None) -> Principal:
+        """Who sent `credential` (the bare value, without "Bearer"). `now_s`: Unix seconds. `shown`: what the same connection showed before.
 
         Raises `CredentialMissing`, `CredentialInvalid`, `StoreAway`. The reasons are for the log alone.
         """
@@ -27,7 +30,7 @@ class Authenticator:
             raise CredentialMissing
         if looks_like_token(credential):
             return self._by_token(credential, now_s)
-        key_digest = digest(credential)  # nothing but the digest goes any further
+        key_digest = _digest(credential, shown)  # nothing but the digest goes any further
         record = self._store.key_by_digest(key_digest)
         if record is None:
             reason = self._store.key_refusal(key_digest)
@@ -54,3 +57,13 @@ class Authenticator:
         if claims.token_epoch != user.token_epoch:
             raise CredentialInvalid("revoked")
         return user.principal
+
+
+def _digest(credential: bytes, shown: Shown | None) -> bytes:
+    """The same key needs no second hash. Behind a proxy others may have shown theirs on this connection: the time tells nothing of it."""
+    if shown is None:
+        return digest(credential)
+    if not compare_digest(credential, shown.credential):
+        shown.digest = digest(credential)
+        shown.credential = credential
+    return shown.digest

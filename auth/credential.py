@@ -13,6 +13,16 @@ from auth.errors import CredentialInvalid, CredentialMissing
 _NAMES = frozenset((b"authorization", b"x-api-key", b"api-key"))
 
 
+class Shown:
+    """The API key that a connection showed last, and its digest: the next request on it mostly shows the same. Goes with the connection."""
+
+    __slots__ = ("credential", "digest")
+
+    def __init__(self) -> None:
+        self.credential = b""
+        self.digest = b""
+
+
 def credential_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """The bare credential from headers with lower-case names. Raises CredentialMissing, CredentialInvalid."""
     found: bytes | None = None

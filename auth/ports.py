@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from auth.credential import Shown
 from auth.principal import Principal, Role
 
 
@@ -53,8 +54,8 @@ class RefreshGrant:
 class Authenticates(Protocol):
     """The seam of authentication: `auth.authenticator.Authenticator`, or a benchmark's open door."""
 
-    def authenticate(self, credential: bytes, now_s: float) -> Principal:
-        """Who this credential is. `AuthError` where nobody is known by it."""
+    def authenticate(self, credential: bytes, now_s: float, shown: Shown | None = None) -> Principal:
+        """Who this credential is. `shown`: what the same connection showed before. `AuthError` where nobody is known by it."""
 
 
 class TokensOfOthers(Protocol):

@@ -15,6 +15,7 @@ import socket
 import sys
 from dataclasses import replace
 
+from auth.credential import Shown
 from auth.principal import Principal, Role
 from gateway.app import Services
 from gateway.cli import server
@@ -32,7 +33,7 @@ class OpenDoor:
     def __init__(self) -> None:
         self._principal = Principal("nobody", Role.MEMBER, frozenset({"inference"}), limit_id="nobody")
 
-    def authenticate(self, credential: bytes, now_s: float) -> Principal:
+    def authenticate(self, credential: bytes, now_s: float, shown: Shown | None = None) -> Principal:
         return self._principal
 
 

@@ -33,6 +33,7 @@ _WORDS: Final = 64
 _FIRST_SLOTS = 256
 _BACKEND_AT: Final = 88
 _PRICE_AT: Final = 416
+_MOST_TARGETS: Final = 256
 _WORDS_OF_TOKEN: Final = 4  # bytes
 _PLAIN_EVENT_BYTES: Final = 16  # an event that carries more words than this on average is taken for several tokens
 
@@ -40,12 +41,13 @@ _PLAIN_EVENT_BYTES: Final = 16  # an event that carries more words than this on 
 class Progress:
     """The slots of one writer. `path`: its file, which must not be there yet; None: memory that goes with the process."""
 
-    __slots__ = ("_fd", "_free", "_memory", "_size", "_words")
+    __slots__ = ("_fd", "_free", "_memory", "_size", "_targets", "_words")
 
     def __init__(self, path: Path | None = None) -> None:
         self._fd = -1
         self._free: list[int] = []
         self._size = 0
+        self._targets: dict[tuple[str, str | None], bytes] = {}  # what is noted of an attempt, by name and price
         self._memory = mmap.mmap(-1, _SLOT_BYTES)
         self._map_again(self._memory)
         if path is None:
@@ -104,13 +106,14 @@ class Progress:
         """An attempt begins."""
         if slot < 0:
             return
-        at = slot * _SLOT_BYTES
+        at = slot * _SLOT_BYTES + _BACKEND_AT
         self._words[slot * _WORDS + 1] = number
-        self._put(at + _BACKEND_AT, backend, at + _PRICE_AT)
-        self._put(at + _PRICE_AT, price or "", at + _SLOT_BYTES)
-
-    def _put(self, at: int, text: str, end: int) -> None:
-        data = text.encode()[: end - at - 1] + b"\0"
+        told = (backend, price)
+        data = self._targets.get(told)
+        if data is None:
+            if len(self._targets) >= _MOST_TARGETS:
+                self._targets.clear()
+            data = self._targets[told] = _field(backend, _PRICE_AT - _BACKEND_AT) + _field(price or "", _SLOT_BYTES - _PRICE_AT)
         self._memory[at : at + len(data)] = data
 
     def sent(self, slot: int) -> None:
@@ -198,6 +201,10 @@ def estimated_tokens(events: int, size_bytes: int, envelope_bytes: int) -> int:
     """Of so many events: one each, or what their words come to where they carry more than a token has."""
     words_bytes = size_bytes - events * envelope_bytes if envelope_bytes else 0
     return events if words_bytes <= _PLAIN_EVENT_BYTES * events else words_bytes // _WORDS_OF_TOKEN
+
+
+def _field(text: str, size_bytes: int) -> bytes:
+    return text.encode()[: size_bytes - 1].ljust(size_bytes, b"\0")
 
 
 def _text(data: bytes) -> str | None:

@@ -28,6 +28,7 @@ import structlog
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from auth.credential import Shown
 from gateway.errors import (
     BodyTooLarge,
     GatewayError,
@@ -141,6 +142,7 @@ class Edge(HttpToolsProtocol):
         self.write_paused = False
         self._unsent_bytes = 0  # in the write buffer when the deadline of an answered request passed
         self._closing = False  # no further request will be answered
+        self.shown = Shown()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)

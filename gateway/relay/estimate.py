@@ -134,6 +134,9 @@ def prices_of(route: Route, target: Target | None, at_s: float) -> Prices | None
 
 def _all_prices(route: Route, at_s: float) -> list[Prices]:
     """Those of every target that may serve. Where there is none they are the route's."""
+    if not route.own_prices:
+        prices = prices_of(route, None, at_s)
+        return [] if prices is None else [prices]
     found: list[Prices] = []
     targets = [target for target in route.targets if target.weight > 0]
     for target in targets or (None,):

@@ -209,7 +209,8 @@ class Flow:
         self._judged_by = relay.known.applied
         self._judged_s = relay.clock.now_s
         try:
-            self._principal = principal = relay.authenticator.authenticate(credential_of(self.request.headers), time.time())
+            credential = credential_of(self.request.headers)
+            self._principal = principal = relay.authenticator.authenticate(credential, time.time(), self.edge.shown)
             self._callers = principal.callers
             if principal.networks is not None and not principal.may_come_from(self._address()):
                 raise Forbidden("This key may not be used from this address.")

@@ -99,7 +99,7 @@ class Route:
 
     `live`: some target has a weight above zero. `has_local`: one of those is a local model. `fallback`: the route to try when no target of
     this one serves. `arms`: the policy, where it divides users (canary, experiment). `max_attempts`: of one request, the first included.
-    `limited`: the limits of all its callers together. `prices`: of targets without their own.
+    `limited`: the limits of all its callers together. `prices`: of targets without their own; `own_prices`: some have.
     """
 
     id: str
@@ -121,6 +121,10 @@ class Route:
     shadow: Shadow | None = None
     has_local: bool = False
     limited: Limited | None = None
+    own_prices: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "own_prices", any(target.prices is not None for target in self.targets))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

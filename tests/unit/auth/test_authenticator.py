@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from auth.authenticator import Authenticator
+from auth.credential import Shown
 from auth.errors import CredentialInvalid, CredentialMissing, StoreAway
 from auth.keys import digest, mint
 from auth.ports import KeyRecord, UserRecord
@@ -53,6 +54,20 @@ def reason(authenticator: Authenticator, credential: bytes, now_s: float = NOW) 
 
 def test_a_key_gives_its_prebuilt_principal(store: Store, authenticator: Authenticator) -> None:
     assert authenticator.authenticate(store.key.encode(), NOW) is store.principal
+
+
+def test_keys_on_one_connection_are_each_judged_by_themselves(store: Store, authenticator: Authenticator) -> None:
+    shown, stranger = Shown(), mint()[1].encode()
+    assert authenticator.authenticate(store.key.encode(), NOW, shown) is store.principal
+    with pytest.raises(CredentialInvalid):
+        authenticator.authenticate(stranger, NOW, shown)
+    with pytest.raises(CredentialInvalid):
+        authenticator.authenticate(store.key.encode()[:-1], NOW, shown)
+    for _ in range(2):
+        assert authenticator.authenticate(store.key.encode(), NOW, shown) is store.principal
+    store.records.clear()  # revoked
+    with pytest.raises(CredentialInvalid):
+        authenticator.authenticate(store.key.encode(), NOW, shown)
 
 
 def test_a_key_runs_out_at_its_expiry(store: Store, authenticator: Authenticator) -> None:
