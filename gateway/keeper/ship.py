@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import structlog
 
 from gateway.keeper.refused import REFUSED_FILE, set_aside
+from gateway.metering import spare
 from gateway.metering.backlog import publish
 from gateway.metering.ledger import (
     SUFFIX,
@@ -79,6 +80,7 @@ class Shipper:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        spare.clear(self._folder)
         return True
 
     def close(self) -> None:
@@ -187,7 +189,7 @@ class Shipper:
             await self._book(as_columns(rows), segment, segment.offset)
         async with self._db.write() as conn:
             await segments.finish(conn, name)
-        segment.path.unlink(missing_ok=True)
+        spare.put_by(segment.path)
         del self._segments[name]
 
     def _interrupted(self, segment: _Segment, noted: bytes) -> list[list[Any]]:
