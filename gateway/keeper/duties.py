@@ -17,7 +17,7 @@ import structlog
 from backends.local import LocalModels, LocalSpec
 from gateway.keeper.budgets import BudgetWatch
 from gateway.keeper.probes import Prober, needs_secrets, wanted_probes
-from gateway.keeper.samples import client, scrape
+from gateway.keeper.samples import Sampler, client, scrape
 from gateway.keeper.ship import Shipper
 from gateway.keeper.webhook import Webhook
 from gateway.routing.probes import FILE_NAME as PROBES_FILE
@@ -29,6 +29,7 @@ from gateway.store.engine import Database
 from gateway.store.errors import SchemaForeign, StoreUnavailable
 from gateway.store.generation import Generation
 from gateway.store.own_key import check_keys
+from gateway.store.samples import STEP_S
 from gateway.store.schema import newest
 from gateway.store.secrets import SecretBox, read_readable
 
@@ -37,10 +38,9 @@ logger = structlog.get_logger(__name__)
 SHIP_S = 1.0  # the ledger is to be readable at most 2 s after a request has ended
 LOOK_S = 0.2
 BUDGETS_S = 1.0
-SAMPLE_S = 15.0
-SAMPLES_KEPT_S = 14 * 86_400
 ADDRESSES_KEPT_S = 180 * 86_400  # from which somebody has logged in
 TIDY_S = 3600.0
+FORGET_SAMPLES_S = 300.0  # few at a time: nobody who writes waits for long
 DEMO_MODELS = Path(__file__).parent.parent.parent / "backends" / "worker" / "demo"
 
 
@@ -69,6 +69,7 @@ class Keeper:
             allow_link_local=settings.allow_link_local,
         )
         self._http = client(settings.run_dir)
+        self._sampler = Sampler(self._db, lambda: scrape(self._http, server_url))
         self._webhook = _webhook(settings)
         self._stop = asyncio.Event()
 
@@ -82,11 +83,13 @@ class Keeper:
             await self._wait(0.5)
         duties = [
             asyncio.create_task(self._every(SHIP_S, self._shipper.ship), name="ship"),
-            asyncio.create_task(self._every(SAMPLE_S, self._sample), name="sample"),
             asyncio.create_task(self._every(TIDY_S, self._tidy), name="tidy"),
+            asyncio.create_task(self._every(FORGET_SAMPLES_S, self._forget_samples), name="forget samples"),
             asyncio.create_task(self._follow_revision(), name="revision"),
             asyncio.create_task(self._every(1.0, self._prober.publish), name="probes"),
         ]
+        if self._server_url:
+            duties.append(asyncio.create_task(self._every(STEP_S, self._sampler.look, on_the_clock=True), name="sample"))
         if self._webhook is not None:
             duties.append(asyncio.create_task(self._every(BUDGETS_S, BudgetWatch(self._db, self._webhook).look), name="budgets"))
         await self._stop.wait()
@@ -123,8 +126,10 @@ class Keeper:
         except StoreUnavailable:
             logger.warning("the database is away: the ledger stays on disk and is shipped at the next start")
 
-    async def _every(self, period_s: float, duty: Callable[[], Awaitable[object]]) -> None:
-        """Repeat a duty; a failure is logged once until it works again, and never ends the keeper."""
+    async def _every(self, period_s: float, duty: Callable[[], Awaitable[object]], *, on_the_clock: bool = False) -> None:
+        """Repeat a duty; a failure is logged once until it works again, and never ends the keeper. `on_the_clock`: at whole multiples of
+        the period since 1970, not at once.
+        """
         failing = False
         while True:
             try:
@@ -138,7 +143,7 @@ class Keeper:
                 if not failing:
                     logger.exception("a duty failed", duty=getattr(duty, "__name__", "duty"))
                 failing = True
-            await asyncio.sleep(period_s)
+            await asyncio.sleep(period_s - time.time() % period_s if on_the_clock else period_s)
 
     async def _follow_revision(self) -> None:
         """Local models and probes as the live revision names them; looked at whenever something changed."""
@@ -176,22 +181,17 @@ class Keeper:
             logger.warning("what needs this secret is not probed", reason=str(fault))
         return opened
 
-    async def _sample(self) -> None:
-        """Figures of this moment into SQL, so that plots need no Prometheus."""
-        if not self._server_url:
-            return
-        figures = await scrape(self._http, self._server_url)
-        if not figures:
-            return
+    async def _forget_samples(self) -> None:
+        """What is older than its width is kept for."""
         now_s = time.time()
-        async with self._db.write() as conn:
-            await samples.insert_many(conn, [samples.Sample(now_s, name, value, labels) for name, labels, value in figures])
+        for width in samples.WIDTHS:
+            async with self._db.write() as conn:
+                await samples.purge(conn, width, now_s)
 
     async def _tidy(self) -> None:
         """Forget what has run out."""
         now_s = time.time()
         async with self._db.write() as conn:
-            await samples.delete_older(conn, now_s - SAMPLES_KEPT_S)
             await tokens.purge(conn, now_s)
             await password_links.purge(conn, now_s)
             await login_addresses.purge(conn, now_s - ADDRESSES_KEPT_S)

@@ -29,6 +29,7 @@ def forget_process(folder: str, pid: int) -> None:
 
 
 def parse(text: str, names: frozenset[str]) -> list[tuple[str, dict[str, str], float]]:
-    """(name, labels, value) of the series named."""
-    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    """(name, labels, value) of the series named. Only their lines go through the parser: the others are most of the text."""
+    wanted = "".join(f"{line}\n" for line in text.splitlines() if line.partition("{")[0].partition(" ")[0] in names)
+    samples = (sample for family in text_string_to_metric_families(wanted) for sample in family.samples)
     return [(sample.name, dict(sample.labels), float(sample.value)) for sample in samples if sample.name in names]

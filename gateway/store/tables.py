@@ -322,14 +322,22 @@ budget_events = Table(
     Index(None, "next_at"),
 )
 
+# What each metric added up to in a step of time: gateway.store.samples. Hosts add to the same rows.
 metric_samples = Table(
     "metric_samples",
     metadata,
-    Column("at", Time, nullable=False, index=True),
-    Column("name", Text, nullable=False),
-    Column("labels", JsonText, nullable=False),
-    Column("value", Double, nullable=False),
-    Index(None, "name", "at"),
+    Column("step_s", Integer, primary_key=True, autoincrement=False),
+    Column("grain", Text, primary_key=True),  # by which label it is added up; all: by none, "": over all of them
+    Column("name", Text, primary_key=True),
+    Column("at", BigInteger, primary_key=True, autoincrement=False),  # Unix seconds, a multiple of step_s
+    Column("model", Text, primary_key=True),
+    Column("backend", Text, primary_key=True),
+    Column("operation", Text, primary_key=True),
+    Column("status", Text, primary_key=True),
+    Column("value", Double, nullable=False),  # of a gauge: times seconds
+    *(Column(f"b{number:02}", Double) for number in range(20)),  # observations by bucket
+    Index("ix_metric_samples_series", "step_s", "grain", "name", "model", "backend", "operation", "status", "at"),
+    sqlite_with_rowid=False,
 )
 
 meta = Table(

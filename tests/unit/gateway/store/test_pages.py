@@ -1,4 +1,4 @@
-"""Lists: pages by key, searches without wildcards; secrets, revisions and samples as the store keeps them."""
+"""Lists: pages by key, searches without wildcards; secrets and revisions as the store keeps them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from auth.principal import Limits, Role
-from gateway.store import key_uses, keys, revisions, samples, secrets, teams, users
+from gateway.store import key_uses, keys, revisions, secrets, teams, users
 from gateway.store.engine import Database
 from gateway.store.errors import SecretUnreadable
 from gateway.store.keys import ApiKey
-from gateway.store.samples import Sample
 from gateway.store.secrets import SecretBox
 
 KEY_A = "k3JwS0p9vQx7ZbN2mT5yHcR8dLfA1gUeXoWiBqVz"
@@ -122,14 +121,3 @@ def test_the_digest_of_a_document_does_not_depend_on_its_order() -> None:
     assert revisions.content_digest({"a": 1}) != revisions.content_digest({"a": 1.5})
     with pytest.raises(ValueError, match="JSON"):
         revisions.content_digest({"a": float("nan")})
-
-
-async def test_samples(db: Database) -> None:
-    async with db.write() as conn:
-        await samples.insert_many(conn, [])
-        await samples.insert_many(conn, [Sample(float(n), "requests", n * 2.0, {"model": "chat"}) for n in range(10)])
-        await samples.insert_many(conn, [Sample(3.0, "other", 1.0)])
-        found = await samples.read_range(conn, "requests", 3, 6)
-        assert found == [Sample(float(n), "requests", n * 2.0, {"model": "chat"}) for n in (3, 4, 5)]
-        assert await samples.delete_older(conn, 4) == 5
-        assert len(await samples.read_range(conn, "requests", 0, 100)) == 6
