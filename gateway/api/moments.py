@@ -33,6 +33,14 @@ def after(text: str, now_s: float, param: str) -> float:
     return _instant(text, param) if duration_s is None else now_s + duration_s
 
 
+def duration_s(text: str, param: str) -> int:
+    """Seconds in 90s, 15m, 1h, 7d, 2w."""
+    seconds = _duration_s(text)
+    if seconds is None:
+        raise InvalidRequest(f"{param} is a duration such as 90s, 1h or 7d.", param=param)
+    return seconds
+
+
 def _duration_s(text: str) -> int | None:
     match = _DURATION.fullmatch(text.strip())
     if match is None:

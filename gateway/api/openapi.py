@@ -28,6 +28,7 @@ _TAGS = {
     "tokens": "Exact token counts",
     "models": "What this credential may use",
     "usage": "Requests, tokens, cost",
+    "metrics": "Rates, times and loads over time",
     "login": "Logging in",
     "users": "Who there is",
     "keys": "API keys",

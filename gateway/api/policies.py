@@ -116,6 +116,8 @@ POLICIES: Mapping[str, Policy] = {
     "GET /admin/usage": MANAGE,
     "GET /admin/usage/requests": MANAGE,
     "GET /admin/usage/requests/{request_id}": MANAGE,
+    "GET /admin/metrics/names": ADMIN,
+    "GET /admin/metrics/series": ADMIN,
     "GET /admin/secrets": ADMIN,
     "PUT /admin/secrets/{name:path}": ADMIN,
     "DELETE /admin/secrets/{name:path}": ADMIN,

@@ -15,6 +15,7 @@ from gateway.cli import (
     ledger,
     login,
     lost_key,
+    metrics,
     passwords,
     prices,
     revisions,
@@ -68,6 +69,7 @@ app.add_typer(prices.app, name="prices")
 app.command()(explain.explain)
 app.add_typer(explain.models_app, name="models")
 app.command()(usage.usage)
+app.add_typer(metrics.app, name="metrics")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(audit.app, name="audit")
 app.command()(doctor.doctor)

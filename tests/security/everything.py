@@ -352,6 +352,8 @@ def secrets_and_revisions(drive: Drive) -> None:
         "/admin/backends",
         "/admin/prices",
         "/admin/usage",
+        "/admin/metrics/names",
+        "/admin/metrics/series?metric=gateway_requests_total&by=model",
         "/admin/users",
         "/admin/keys",
         "/admin/audit",

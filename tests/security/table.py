@@ -166,6 +166,8 @@ TABLE: Mapping[str, Row] = {
     "GET /admin/usage": _manage("/admin/usage"),
     "GET /admin/usage/requests": _manage("/admin/usage/requests?key=none-such"),
     "GET /admin/usage/requests/{request_id}": _manage("/admin/usage/requests/none-such", 404),
+    "GET /admin/metrics/names": _admin("/admin/metrics/names"),
+    "GET /admin/metrics/series": _admin("/admin/metrics/series?metric=gateway_requests_total"),
     "GET /admin/secrets": _admin("/admin/secrets"),
     "PUT /admin/secrets/{name:path}": _admin("/admin/secrets/none-such", 400, WRONG),
     "DELETE /admin/secrets/{name:path}": _admin("/admin/secrets/none-such", 404),
