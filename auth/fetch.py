@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import orjson
 
-from auth.outbound import AddressForbidden, Pinned
+from auth.outbound import UNANSWERED, Pinned, failure
 from auth.provider import Answer, FetchFailed
 
 MAX_BYTES = 1_000_000
@@ -65,14 +65,8 @@ class Fetcher:
                     body += piece
                     if len(body) > MAX_BYTES:
                         raise FetchFailed("large")
-        except (TimeoutError, httpx.TimeoutException):
-            raise FetchFailed("timeout") from None
-        except AddressForbidden:
-            raise FetchFailed("forbidden") from None
-        except httpx.ConnectError:
-            raise FetchFailed("unreachable") from None
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError):  # ValueError: a host name that IDNA refuses
-            raise FetchFailed("failed") from None
+        except UNANSWERED as error:
+            raise FetchFailed(failure(error)) from None
         return Answer(response.status_code, _json(body, response.status_code))
 
     def _opened(self) -> httpx.AsyncClient:

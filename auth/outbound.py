@@ -18,6 +18,19 @@ class AddressForbidden(httpx.ConnectError):
     """Every address of the host is one that the gateway does not connect to."""
 
 
+UNANSWERED = (TimeoutError, httpx.HTTPError, httpx.InvalidURL, OSError, ValueError)
+"""What asking somebody may raise. ValueError: a host name that IDNA refuses."""
+
+
+def failure(error: Exception) -> str:
+    """Of one of `UNANSWERED`, in one word: timeout, forbidden, unreachable, failed. Without addresses, so it may be shown to anybody."""
+    if isinstance(error, (TimeoutError, httpx.TimeoutException)):
+        return "timeout"
+    if isinstance(error, AddressForbidden):
+        return "forbidden"
+    return "unreachable" if isinstance(error, httpx.ConnectError) else "failed"
+
+
 class Pinned(httpx.AsyncBaseTransport):
     """Sends each request to an address that was judged, under the name that was asked for (Host, SNI, certificate).
 
@@ -32,14 +45,14 @@ class Pinned(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         host = request.url.host
         request.extensions = {**request.extensions, "sni_hostname": request.url.raw_host.decode("ascii").partition("%")[0]}
-        failure: httpx.TransportError = AddressForbidden("no address of this host may be connected to")
+        last: httpx.TransportError = AddressForbidden("no address of this host may be connected to")
         for ip in await self._addresses(host):
             request.url = request.url.copy_with(host=ip)
             try:
                 return await self._inner.handle_async_request(request)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:  # nothing was sent: the next address may do
-                failure = error
-        raise failure
+                last = error
+        raise last
 
     async def aclose(self) -> None:
         await self._inner.aclose()

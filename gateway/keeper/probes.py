@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 import structlog
 
-from auth.outbound import AddressForbidden, Pinned
+from auth.outbound import UNANSWERED, Pinned, failure
 from backends.custom import verifying
 from gateway.routing.document import CustomEntry, RevisionDocument
 from gateway.routing.probes import Probed, write_probes
@@ -140,14 +140,8 @@ class Prober:
                 if time.monotonic() - began_s > limit_s:
                     return "timeout"
                 return "" if answer.is_success else str(answer.status_code)  # the body is nobody's: its length does not matter
-        except (TimeoutError, httpx.TimeoutException):
-            return "timeout"
-        except AddressForbidden:
-            return "forbidden"
-        except httpx.ConnectError:
-            return "unreachable"
-        except (httpx.HTTPError, httpx.InvalidURL, OSError):
-            return "failed"
+        except UNANSWERED as error:
+            return failure(error)
 
     def _client(self, probe: Probe) -> httpx.AsyncClient:
         """Those for plain HTTP apart from those for TLS: reading the system's certificates takes a while, and only the latter need them."""

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from auth.outbound import AddressForbidden, Pinned
+from auth.outbound import UNANSWERED, Pinned, failure
 from backends.custom import verifying
 
 TIMEOUT_S = 10.0
@@ -55,14 +55,8 @@ class Webhook:
                 self._http.stream("POST", self._url, content=content, headers=headers) as answer,
             ):
                 return "" if answer.is_success else str(answer.status_code)  # the body is nobody's: its length does not matter
-        except (TimeoutError, httpx.TimeoutException):
-            return "timeout"
-        except AddressForbidden:
-            return "forbidden"
-        except httpx.ConnectError:
-            return "unreachable"
-        except (httpx.HTTPError, httpx.InvalidURL, OSError):
-            return "failed"
+        except UNANSWERED as error:
+            return failure(error)
 
     async def close(self) -> None:
         await self._http.aclose()

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from auth.outbound import AddressForbidden, Pinned
+from auth.outbound import UNANSWERED, AddressForbidden, Pinned, failure
 from tests.name_server import Names
 from tests.upstream import Seen, Upstream, Wire
 from tests.wire.authority import Authority
@@ -111,3 +111,22 @@ async def _ok(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
     await writer.drain()
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (TimeoutError(), "timeout"),
+        (httpx.ReadTimeout("http://secret.example"), "timeout"),
+        (httpx.ConnectTimeout(""), "timeout"),
+        (AddressForbidden(""), "forbidden"),
+        (httpx.ConnectError("secret.example"), "unreachable"),
+        (httpx.ReadError(""), "failed"),
+        (httpx.InvalidURL(""), "failed"),
+        (ssl.SSLError(), "failed"),
+        (UnicodeError(), "failed"),
+    ],
+)
+def test_a_failure_is_one_word(error: Exception, word: str) -> None:
+    assert isinstance(error, UNANSWERED)
+    assert failure(error) == word
