@@ -541,6 +541,8 @@ class Services:
                 health = target.health
                 metrics.backend_ready.labels(route.id, target.id).set(target.backend.ready)
                 meter.health(route.id, target.id, health.state(now_s), health.verdict.alive(now_s))
+        if (away := self._hosts.away) is not None:
+            metrics.redis_up.labels(self.settings.redis_away).set(not away)
         metrics.log_lines_lost.inc(self.relay.log.take_lost())
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look_at_ledger(), name="backlog")

@@ -82,6 +82,11 @@ class HostLimits:
             await self._look()
             self._watching = asyncio.create_task(self._watch(), name="hosts")
 
+    @property
+    def away(self) -> bool | None:
+        """Redis is; None: it is not used."""
+        return None if self._over_hosts is None else self._over_hosts.away
+
     async def close(self) -> None:
         """After the last request has settled."""
         if self._watching is not None:

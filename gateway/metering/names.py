@@ -39,6 +39,7 @@ class Metrics:
     build: Gauge
     revision: Gauge
     log_lines_lost: Counter
+    redis_up: Gauge
     ledger_waiting: Gauge
     ledger_disk: Gauge
     ledger_segments: Gauge
@@ -128,6 +129,13 @@ def make_metrics(registry: CollectorRegistry) -> Metrics:
         ),
         revision=Gauge("gateway_revision", "Id of the revision in force.", registry=registry, multiprocess_mode="livemin"),
         log_lines_lost=Counter("gateway_log_lines_lost", "Log lines that could not be written.", registry=registry),
+        redis_up=Gauge(
+            "gateway_limits_redis_up",
+            "1 while Redis decides on limits over hosts, 0 while it is away; away: what happens then (GATEWAY_REDIS_AWAY). Absent without.",
+            ("away",),
+            registry=registry,
+            multiprocess_mode="livemin",
+        ),
         ledger_waiting=Gauge(
             "gateway_ledger_waiting_bytes",
             "Bytes of the host's ledger that are not in the database yet.",

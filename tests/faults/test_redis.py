@@ -69,6 +69,14 @@ def until_known(host: Gateway, key: str) -> None:
         time.sleep(0.05)
 
 
+def until_told(host: Gateway, line: str) -> None:
+    """The metrics say so within a few seconds."""
+    deadline_s = time.monotonic() + 10
+    while line not in (text := httpx.get(f"{host.url}/metrics", timeout=10, trust_env=False, verify=PLAIN).text):
+        assert time.monotonic() < deadline_s, [line for line in text.splitlines() if "redis" in line]
+        time.sleep(0.1)
+
+
 def test_one_keys_limits_hold_over_both_hosts_with_redis_killed_and_back(hosts: Hosts, redis_server: RedisServer) -> None:
     first, second = hosts.start(GATEWAY_REDIS_URL=redis_server.url)
     free = first.key("free")
@@ -81,16 +89,19 @@ def test_one_keys_limits_hold_over_both_hosts_with_redis_killed_and_back(hosts: 
     assert answers[0].headers["x-ratelimit-limit-requests"] == "6"
     assert answers[-1].headers["x-ratelimit-remaining-requests"] == "0"
 
+    until_told(second, 'gateway_limits_redis_up{away="closed"} 1.0')
     redis_server.stop()
     refused = chat(second, key)
     assert (refused.status_code, code(refused), refused.headers["retry-after"]) == (503, "limits_unavailable", "1")
     assert chat(second, free).status_code == 200
+    until_told(second, 'gateway_limits_redis_up{away="closed"} 0.0')
     redis_server.start()  # it has forgotten everything; the hosts have not
     deadline_s = time.monotonic() + 10
     while (answer := chat(second, key)).status_code == 503:
         assert time.monotonic() < deadline_s
         time.sleep(0.1)
     assert (answer.status_code, chat(first, key).status_code) == (429, 429)
+    until_told(second, 'gateway_limits_redis_up{away="closed"} 1.0')
 
 
 def test_each_host_decides_alone_while_redis_is_away_where_that_is_wanted(hosts: Hosts, redis_server: RedisServer) -> None:
