@@ -24,6 +24,7 @@ from gateway.cli.form import FORM_VARIABLE
 from gateway.cli.home_lock import hold_home
 from gateway.cli.init import announce, initialise, make_home
 from gateway.cli.output import fail, tell
+from gateway.cli.readiness import readiness
 from gateway.cli.tls import ServerTls, check_upstream_ca
 from gateway.limits.levels import FORM
 from gateway.settings import Settings, load_settings
@@ -31,11 +32,10 @@ from gateway.settings import Settings, load_settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import httpx
-
 _FIRST_BACKOFF_S, _LAST_BACKOFF_S = 0.1, 5.0
 _HEALTHY_S = 10.0
 _KEEPER_STOP_S = 15.0
+_LOOK_S = 0.1
 # glibc gives memory back to the system after every large body and takes it again, page by page, for the next: a quarter of the CPU of a
 # 300 KB prompt. Up to 32 MB at the top of the heap are kept instead. An operator's own values win; other allocators do not look.
 _ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(32 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
@@ -151,6 +151,7 @@ class Supervisor:
         self._sockets = sockets
         bound = sockets[0].getsockname()
         host = bound[0] if bound[0] not in ("0.0.0.0", "::") else "127.0.0.1"  # noqa: S104  # compared, not bound
+        self._at = host, int(bound[1])
         scheme = "http" if settings.tls_cert_file is None else "https"
         self.url = f"{scheme}://[{host}]:{bound[1]}" if ":" in host else f"{scheme}://{host}:{bound[1]}"
         self._stopping = asyncio.Event()
@@ -234,34 +235,16 @@ class Supervisor:
 
     async def _announce(self) -> None:
         """Say when the server is ready, for whoever watches the terminal."""
-        import httpx
-
+        host, port = self._at
+        tls = None if self._settings.tls_cert_file is None else own_client.context(self._settings.run_dir)
         said = ""
-        async with httpx.AsyncClient(trust_env=False, verify=own_client.context(self._settings.run_dir), timeout=2) as client:
-            while True:
-                doing = "starting the server"
-                try:
-                    answer = await client.get(f"{self.url}/readyz")
-                    if answer.status_code == 200:
-                        break
-                    doing = ", ".join(str(part) for part in _parts(answer) if part not in ("ready", ""))
-                except httpx.HTTPError:
-                    pass
-                if doing != said:
-                    tell(f"{self.url}: {doing} ...")
-                    said = doing
-                await asyncio.sleep(0.1)
+        while (seen := await readiness(host, port, tls)) is None or not seen.ready:
+            doing = "starting the server" if seen is None else seen.doing
+            if doing != said:
+                tell(f"{self.url}: {doing} ...")
+                said = doing
+            await asyncio.sleep(_LOOK_S)
         tell(native.described())
         tell(f"Ready. OpenAI clients use {self.url}/v1 as their base URL. Stop with Ctrl+C.")
         if self._paste is not None:
             tell(self._paste(self.url))
-
-
-def _parts(answer: httpx.Response) -> list[object]:
-    """What /readyz says of each part."""
-    try:
-        value = answer.json()
-    except ValueError:
-        return []
-    checks = value.get("checks") if isinstance(value, dict) else None
-    return [value for name, value in checks.items() if name != "revision"] if isinstance(checks, dict) else []

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import sys
 
-import structlog
-
-from gateway.keeper.duties import Keeper
-from gateway.metering.log import configure_logs
+from gateway.loading import loading
 from gateway.parent import die_with_parent
-from gateway.settings import load_settings
-from gateway.store.errors import SchemaForeign
 
 
 def main() -> None:
@@ -21,9 +15,15 @@ def main() -> None:
     parser.add_argument("--server-url", default="", help="where this host's server answers, for metric samples")
     arguments = parser.parse_args()
     die_with_parent()
+    with loading():
+        import structlog
+
+        from gateway.keeper.duties import Keeper
+        from gateway.metering.log import configure_logs
+        from gateway.settings import load_settings
+        from gateway.store.errors import SchemaForeign
     settings = load_settings()
     configure_logs(settings.log_level)
-    gc.freeze()  # modules and mappers stay: no collection need look at them again
     try:
         asyncio.run(Keeper(settings, arguments.server_url).run())
     except SchemaForeign as error:
