@@ -34,8 +34,5 @@ def test_on_also_where_loading_failed() -> None:
 @pytest.mark.parametrize("entry", ["gateway.cli.server", "gateway.keeper.__main__", "gateway.cli.entry"])
 def test_the_entry_of_a_process_loads_nothing_heavy_itself(entry: str) -> None:
     """Or the collector would look through it: what is heavy is loaded inside `loading`, or with a command."""
-    told = (
-        "import sys, {0}; print(*sorted({{m.partition('.')[0] for m in sys.modules}} & {{'sqlalchemy', 'structlog', 'pydantic', 'typer'}}))"
-    )
-    seen = subprocess.run([sys.executable, "-c", told.format(entry)], capture_output=True, text=True, check=True)
-    assert seen.stdout.split() == []
+    seen = subprocess.run([sys.executable, "-c", f"import sys, {entry}; print(*sys.modules)"], capture_output=True, text=True, check=True)
+    assert {"sqlalchemy", "structlog", "pydantic", "typer", "uvicorn"}.isdisjoint(seen.stdout.split())
