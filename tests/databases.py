@@ -7,6 +7,7 @@ Without any the tests that need it are skipped, or fail where CI=true.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pwd
 import secrets
@@ -109,13 +110,22 @@ async def empty_url(dialect: str, request: pytest.FixtureRequest, tmp_path: Path
     await server.drop(name)
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the present schema and no rows, to be copied for each test: to make it takes a tenth of a second of CPU."""
+    path = tmp_path_factory.mktemp("schema") / "empty.sqlite3"
+    asyncio.run(migrate(f"sqlite+aiosqlite:///{path}"))
+    return path
+
+
 @pytest.fixture
-async def database_url(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+async def database_url(dialect: str, request: pytest.FixtureRequest, migrated: Path, tmp_path: Path) -> AsyncIterator[str]:
     """The URL of a database with the present schema and no rows, for this test alone."""
     if dialect == "sqlite":
-        url = f"sqlite+aiosqlite:///{tmp_path}/home/gateway.sqlite3"
-        await migrate(url)
-        yield url
+        file = tmp_path / "home" / "gateway.sqlite3"
+        file.parent.mkdir(mode=0o700)
+        shutil.copy(migrated, file)
+        yield f"sqlite+aiosqlite:///{file}"
         return
     server: Postgres = request.getfixturevalue("postgres")
     name = await server.create_migrated()

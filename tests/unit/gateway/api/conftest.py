@@ -37,7 +37,6 @@ from gateway.store.engine import Database
 from gateway.store.generation import Generation
 from gateway.store.live import LiveTables
 from gateway.store.logins import Accounts, RefreshTokens
-from gateway.store.migrate import migrate
 from gateway.store.secrets import SecretBox, read_all
 from gateway.store.users import User
 from gateway.wire.tokens import Tokenizer
@@ -148,14 +147,6 @@ async def follow(control: Control) -> None:
         if live is not None:
             document = RevisionDocument.model_validate(live.document)
             control.relay.table = build_table(document, live.id, 1_700_000_000, open_backend, Timeouts(5, 300, 120, 3600), secrets)
-
-
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with the schema and nothing in it: copied for each test."""
-    path = tmp_path_factory.mktemp("schema") / "empty.sqlite3"
-    asyncio.run(migrate(f"sqlite+aiosqlite:///{path}"))
-    return path
 
 
 @pytest.fixture

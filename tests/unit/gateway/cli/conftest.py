@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 import pytest
 
 from gateway.cli.entry import outcome
+from gateway.cli.init import initialise
+from gateway.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,16 @@ def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return run
 
 
+@pytest.fixture(scope="session")
+def initialised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home after `gateway init`, to be copied for each test."""
+    home = tmp_path_factory.mktemp("initialised") / "home"
+    asyncio.run(initialise(Settings(GATEWAY_HOME=str(home), _env_file=None)))  # type: ignore[call-arg, arg-type]  # by alias
+    return home
+
+
 @pytest.fixture
-def ready(gateway: Gateway) -> Gateway:
+def ready(gateway: Gateway, initialised: Path, tmp_path: Path) -> Gateway:
     """The same, after `gateway init`."""
-    assert gateway("init").code == 0
+    shutil.copytree(initialised, tmp_path / "home")
     return gateway
