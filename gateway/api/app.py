@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import FastAPI
+from starlette.routing import BaseRoute
 
 from gateway.api import (
     audit,
@@ -37,27 +40,31 @@ from gateway.limits.edge import AddressLimits
 from gateway.runtime import Control
 
 
-def create_api(control: Control) -> FastAPI:
-    """The ASGI application for everything that the relay does not take. Raises `RouteWithoutPolicy`: a fault of the program."""
-    app = Api(
-        version=control.version,
-        docs_url=None,  # ours are guarded routes like all others
-        redoc_url=None,
-        openapi_url=None,
-        redirect_slashes=False,
-        strict_content_type=False,
-        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
-    )
+def create_api(control: Control, stateless: Sequence[BaseRoute] = ()) -> FastAPI:
+    """The ASGI application for everything that the relay does not take. Raises `RouteWithoutPolicy`: a fault of the program.
+
+    `stateless`: `stateless_routes()` of before. A process that makes many applications need not read all signatures for each.
+    """
+    app = _empty(control.version)
     app.state.control = control
     app.state.guard = Guard(control.relay.authenticator, control.trusted_proxies, control.uses)
-    app.router.route_class = GuardedRoute
     add_error_handlers(app)
-    relayed.add_routes(app)
     limits = AddressLimits(address_of)
     login.add_routes(app, limits)
     password_links.add_routes(app, limits)
     oidc.add_routes(app, limits)
+    app.router.routes.extend(stateless or stateless_routes())
+    check_guarded(app.routes)
+    app.add_middleware(Cors, origins=control.cors_origins, extra_paths=RELAY_PATHS)
+    app.add_middleware(Envelope, ids=control.relay.ids, trusted_proxies=control.trusted_proxies)  # added last: outermost
+    return app
+
+
+def stateless_routes() -> Sequence[BaseRoute]:
+    """All that keep nothing of their own: what they work with is the application's."""
+    app = _empty("")
     for part in (
+        relayed,
         models,
         usage,
         usage_requests,
@@ -76,7 +83,18 @@ def create_api(control: Control) -> FastAPI:
         docs,
     ):
         part.add_routes(app)
-    check_guarded(app.routes)
-    app.add_middleware(Cors, origins=control.cors_origins, extra_paths=RELAY_PATHS)
-    app.add_middleware(Envelope, ids=control.relay.ids, trusted_proxies=control.trusted_proxies)  # added last: outermost
+    return tuple(app.router.routes)
+
+
+def _empty(version: str) -> FastAPI:
+    app = Api(
+        version=version,
+        docs_url=None,  # ours are guarded routes like all others
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        strict_content_type=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
+    )
+    app.router.route_class = GuardedRoute
     return app

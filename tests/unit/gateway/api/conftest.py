@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.routing import BaseRoute
 
 from auth.authenticator import Authenticator
 from auth.login import Login
@@ -22,7 +24,7 @@ from auth.tokens import AccessTokens
 from backends.base import Backend
 from backends.echo import EchoBackend
 from backends.local import LocalBackend, LocalState
-from gateway.api import create_api
+from gateway.api import create_api, stateless_routes
 from gateway.changes import Actor, create_key, create_team, create_user
 from gateway.metering.exposition import exposition
 from gateway.metering.ledger import SegmentWriter
@@ -97,8 +99,13 @@ class Plane:
 TOKENS = AccessTokens(SECRET_KEY.encode())
 
 
+def make_passwords() -> Passwords:
+    """Of this process, and quick."""
+    return Passwords(memory_kib=64, rounds=1)
+
+
 def make_control(db: Database, generation: Generation, live: LiveTables, folder: Path, readiness: Readiness) -> Control:
-    passwords = Passwords(memory_kib=64, rounds=1)
+    passwords = make_passwords()
     meter = Meter(make_metrics(CollectorRegistry()))
     relay = Relay(
         authenticator=Authenticator(live, TOKENS),
@@ -149,23 +156,56 @@ async def follow(control: Control) -> None:
             control.relay.table = build_table(document, live.id, 1_700_000_000, open_backend, Timeouts(5, 300, 120, 3600), secrets)
 
 
+@dataclass(frozen=True)
+class Peopled:
+    """A SQLite file, to be copied for each test; who is in it: one person of each role, and a key of the admin for each scope."""
+
+    file: Path
+    people: dict[Role, User]
+    keys: dict[str, str]
+    team_id: str
+
+
+@pytest.fixture(scope="session")
+def peopled(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Peopled:
+    file = tmp_path_factory.mktemp("peopled") / "gateway.sqlite3"
+    shutil.copy(migrated, file)
+    return asyncio.run(_people(file))
+
+
+async def _people(file: Path) -> Peopled:
+    """The manager and the member are of one team."""
+    db, generation, passwords = Database(f"sqlite+aiosqlite:///{file}"), Generation(file.parent / "generation"), make_passwords()
+    password_hash = await passwords.hash(PASSWORD)
+    team_id = (await create_team(db, generation, INIT, name="research")).id
+    people, keys = {}, {}
+    for role in Role:
+        team = team_id if role in (Role.MANAGER, Role.MEMBER) else None
+        email = f"{role}@example.com"
+        people[role] = await create_user(db, generation, INIT, email=email, role=role, password_hash=password_hash, team=team)
+    for scope in ("inference", "usage", "metrics", "admin"):
+        keys[scope] = (await create_key(db, generation, INIT, name=scope, owner_id=people[Role.ADMIN].id, scopes=[scope])).key
+    await db.close()
+    generation.close()
+    passwords.close()
+    return Peopled(file, people, keys, team_id)
+
+
+@pytest.fixture(scope="session")
+def routes() -> Sequence[BaseRoute]:
+    return stateless_routes()
+
+
 @pytest.fixture
-async def plane(migrated: Path, tmp_path: Path) -> AsyncIterator[Plane]:
+async def plane(peopled: Peopled, routes: Sequence[BaseRoute], tmp_path: Path) -> AsyncIterator[Plane]:
     """One person of each role, the manager and the member of one team; and a key of the admin for each scope."""
     file = tmp_path / "gateway.sqlite3"
-    file.write_bytes(migrated.read_bytes())
+    shutil.copy(peopled.file, file)
     db, generation = Database(f"sqlite+aiosqlite:///{file}"), Generation(tmp_path / "generation")
     live, readiness = await LiveTables.load(db), Readiness()
+    generation.set_change(live.applied)
     control = make_control(db, generation, live, tmp_path, readiness)
-    password_hash = await control.passwords.hash(PASSWORD)
-    plane = Plane(control, create_api(control), readiness)
-    plane.team_id = (await create_team(db, generation, INIT, name="research")).id
-    for role in Role:
-        team = plane.team_id if role in (Role.MANAGER, Role.MEMBER) else None
-        user = await create_user(db, generation, INIT, email=f"{role}@example.com", role=role, password_hash=password_hash, team=team)
-        plane.people[role] = user
-    for scope in ("inference", "usage", "metrics", "admin"):
-        plane.keys[scope] = await plane.key(scope, plane.people[Role.ADMIN], scopes=[scope])
+    plane = Plane(control, create_api(control, routes), readiness, dict(peopled.people), dict(peopled.keys), peopled.team_id)
     following = asyncio.create_task(follow(control))
     yield plane
     following.cancel()
