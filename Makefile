@@ -53,10 +53,12 @@ test: install-dev check ## lint, types, import contracts, all tests
 ifdef TEST_ARGS
 	.venv/bin/python -m pytest $(TEST_ARGS)
 else
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" $(SLOW_FIRST)
+	.venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m "not alone" $(SLOW_FIRST)
 	.venv/bin/python -m pytest -m alone $(ALONE)
 endif
 
+# Tests that start gateways, databases and Redis wait for a third of their time: three processes keep two cores at work.
+TEST_PROCESSES ?= 3
 # Folders with few long files before those with many short ones: at the end no process waits long for the other.
 SLOW_FIRST = tests/acceptance tests/security tests/live tests/contract tests/faults tests/wire tests/unit
 # Files with tests that measure times or ports.

@@ -207,6 +207,7 @@ async def test_hosts_that_learn_of_a_change_one_after_the_other_admit_no_more(re
         assert [not isinstance(await ask(first, new), Refusal) for _ in range(20)] == [True] * 19 + [False]
 
 
+@pytest.mark.alone
 async def test_a_killed_process_has_its_slots_free_within_two_seconds(redis_server: RedisServer) -> None:
     async with host(redis_server.url) as limiter:
         with process(redis_server.url, "hold", 4) as killed:
@@ -371,7 +372,7 @@ async def test_an_answer_that_does_not_come_is_waited_for_a_second(redis_server:
         begun_s = time.monotonic()
         with pytest.raises(Unavailable):
             await ask(limiter, one(Limits(concurrency=1)))
-        assert 0.5 < time.monotonic() - begun_s < 2.5
+        assert 0.5 < time.monotonic() - begun_s < 5
         await until(lambda: limiter.away)
         redis_server.go_on()
         await until(lambda: not limiter.away)

@@ -409,7 +409,7 @@ async def test_a_handshake_that_hangs_is_a_connection_that_does_not_come(stage: 
         answer = await client.answer()
         client.close()
     assert (answer.status, answer.code) == (504, "upstream_connect_timeout")
-    assert 0.9 < time.monotonic() - started_s < 2
+    assert 0.9 < time.monotonic() - started_s < 5
 
 
 # the connection of the client

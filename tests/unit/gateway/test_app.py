@@ -251,7 +251,7 @@ async def test_what_cannot_be_opened_slows_no_change(house: House) -> None:
         for key_id in key_ids:
             await revoke_key(house.db, house.generation, CLI, key_id)
             await in_force(services, house)
-        assert time.monotonic() - began_s < 3, "each waited for the next look at what cannot be opened"
+        assert time.monotonic() - began_s < 5, "each waited for the next look at what cannot be opened"
 
 
 async def test_what_an_older_version_accepted_keeps_no_server_from_starting(house: House) -> None:
