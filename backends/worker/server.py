@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -85,10 +86,13 @@ def _loaded(options: Options) -> Iterator[Any]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not options.hub:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    gc.disable()  # the modules stay: looking through them again and again while they are made is a seventh of the CPU of a start
     try:
         from backends.worker.loading import load
         from backends.worker.service import Service
     except ImportError as error:
         raise LoadFault(f"{error.name} is not installed. Install what local models need: pip install 'model-gateway[local]'.") from error
+    finally:
+        gc.enable()
 
     yield Service(options, load(options))
