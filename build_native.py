@@ -51,6 +51,7 @@ COMPILED = (
     "gateway/metering/tried.py",
     "gateway/relay/answers.py",
     "gateway/relay/attempt.py",
+    "gateway/relay/content.py",
     "gateway/relay/edge.py",
     "gateway/relay/estimate.py",
     "gateway/relay/flow.py",

@@ -9,7 +9,9 @@ from enum import StrEnum
 
 from auth.address import Networks
 
-SCOPES = frozenset({"inference", "usage", "metrics", "admin"})
+CONTENT = "content"
+"""Reading what was logged of requests and answers. No role carries it: a key has it where an admin gave it to that key."""
+SCOPES = frozenset({"inference", "usage", "metrics", "admin", CONTENT})
 
 
 class Role(StrEnum):
@@ -22,11 +24,17 @@ class Role(StrEnum):
 
     @property
     def scopes(self) -> frozenset[str]:
+        """Of a login."""
         return _ROLE_SCOPES[self]
+
+    @property
+    def key_scopes(self) -> frozenset[str]:
+        """What keys of such a person may carry."""
+        return _ROLE_SCOPES[self] | {CONTENT}
 
 
 _ROLE_SCOPES = {
-    Role.ADMIN: SCOPES,
+    Role.ADMIN: SCOPES - {CONTENT},
     Role.MANAGER: frozenset({"inference", "usage"}),
     Role.MEMBER: frozenset({"inference", "usage"}),
     Role.VIEWER: frozenset({"usage"}),
@@ -98,6 +106,7 @@ class Principal:
     limits; `callers` are all that its requests are counted under, itself among them: those that have limits, in the order key, user, team.
     `models` are globs over route ids; ("*",) = all. `team_id`: of the user, None where they are of no team. `networks`: where the key may
     be used from; None = anywhere. `token_epoch`: the one that the login was begun under; None: a key, or a login of somebody else's.
+    `content_log`: what it asks and is answered is kept.
     """
 
     user_id: str
@@ -112,6 +121,7 @@ class Principal:
     networks: Networks | None = None
     token_epoch: int | None = None
     callers: tuple[Limited, ...] = field(default=(), compare=False, repr=False)
+    content_log: bool = False
 
     @staticmethod
     def compile_globs(globs: tuple[str, ...]) -> re.Pattern[str] | None:

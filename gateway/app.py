@@ -49,6 +49,7 @@ from gateway.metering.ledger import SegmentWriter
 from gateway.metering.log import RequestLog
 from gateway.metering.meter import Meter
 from gateway.metering.names import make_metrics
+from gateway.metering.spool import ContentLog
 from gateway.routing.health import HealthBoard
 from gateway.routing.probes import FILE_NAME as PROBES_FILE
 from gateway.routing.probes import ProbeFile
@@ -64,7 +65,7 @@ from gateway.store.live import LiveTables
 from gateway.store.logins import Accounts, RefreshTokens
 from gateway.store.own_key import settle_keys
 from gateway.store.schema import newest
-from gateway.store.secret_key import derive
+from gateway.store.secret_key import CONTENTS, derive
 from gateway.store.secrets import SecretBox, read_readable
 from gateway.store.spending import Spending
 from gateway.wire.tokens import Tokenizer, TokenizerFault, Tokenizers
@@ -182,6 +183,7 @@ class Services:
         generation: Generation,
         live: LiveTables,
         box: SecretBox,
+        content_box: SecretBox,
         tokens: AccessTokens,
         oidc: OidcLogin | None = None,
         others: TrustedIssuers | None = None,
@@ -216,6 +218,13 @@ class Services:
         self._commit = GroupCommit(self.ledger, settings.ledger_fsync_ms / 1000) if settings.ledger_fsync_ms else None
         if self._commit is not None:
             self._commit.start()
+        self._contents = ContentLog(
+            settings.run_dir / "content",
+            content_box.seal_bytes,
+            content_box.fingerprint,
+            max_bytes=settings.content_log_max_bytes,
+            spool_bytes=int(settings.content_spool_max_mb * 1e6),
+        )
         self._levels = Levels(settings.run_dir / f"levels-{FORM}")
         self._limiter = SharedLimiter(self._levels, self._spending.spent)
         self.relay = Relay(
@@ -225,6 +234,7 @@ class Services:
             ledger=self.ledger,
             meter=Meter(metrics),
             log=RequestLog(),
+            contents=self._contents,
             tokenizers=self._tokenizers,
             table=RouteTable(0, {}),
             max_body_bytes=int(settings.max_body_mb * 1e6),
@@ -253,6 +263,7 @@ class Services:
             tokens=tokens,
             passwords=passwords,
             secret_box=self.box,
+            content_box=content_box,
             relay=self.relay,
             local_state=self.local_state,
             cors_origins=settings.cors_origins,
@@ -285,7 +296,8 @@ class Services:
         generation.set_change(live.applied)
         tokens = AccessTokens(())
         others = _others(settings)
-        services = cls(settings, db, generation, live, box, tokens, _oidc(settings, keys.current), others)
+        content_box = SecretBox.of(keys, CONTENTS)
+        services = cls(settings, db, generation, live, box, content_box, tokens, _oidc(settings, keys.current), others)
         if others is not None:
             await others.start(ISSUERS_S)
         await services._read_spending({one.limit_id: one.limits for one in live.limited()}, starting=True)
@@ -544,6 +556,7 @@ class Services:
         if (away := self._hosts.away) is not None:
             metrics.redis_up.labels(self.settings.redis_away).set(not away)
         metrics.log_lines_lost.inc(self.relay.log.take_lost())
+        metrics.content_dropped.inc(self._contents.take_dropped())
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look_at_ledger(), name="backlog")
 
@@ -588,6 +601,7 @@ class Services:
         if self._commit is not None:
             self._commit.stop()
         self.ledger.close()
+        await asyncio.to_thread(self._contents.close)
         await self._hosts.close()
         self._limiter.close()
         self._tokenizers.close()

@@ -22,6 +22,7 @@ from gateway.metering.base import Metering
 from gateway.metering.log import RequestLog
 from gateway.metering.progress import Progress
 from gateway.metering.record import UsageRecord
+from gateway.metering.spool import Entry
 from gateway.routing.health import Health, HealthBoard
 from gateway.routing.table import RouteTable, Target
 from gateway.store.engine import Database
@@ -40,6 +41,14 @@ class Ledger(Protocol):
     def begin(self, record: UsageRecord, reserved_tokens: int, reserved_pusd: int, prompt_tokens: int) -> int: ...
 
     def end(self, record: UsageRecord, slot: int) -> None: ...
+
+
+class Contents(Protocol):
+    """Where what was said goes, of requests whose content is logged. `max_bytes`: kept of each side."""
+
+    max_bytes: int
+
+    def keep(self, entry: Entry) -> None: ...
 
 
 class Counts(Protocol):
@@ -136,6 +145,7 @@ class Relay:
     max_body_bytes: int
     max_answer_bytes: int
     cors_origins: frozenset[bytes]
+    contents: Contents | None = None
     default_models: tuple[str, ...] = ()  # embedding, chat: for tokenize and detokenize without a model
     timeout_body_s: float = 600.0  # of a whole request body; 0 = none
     max_held_bytes: int = 512_000_000  # request bodies held in memory by this process at once
@@ -165,6 +175,8 @@ class Control:
     tokens: AccessTokens
     passwords: Passwords
     secret_box: SecretBox
+    content_box: SecretBox
+    """Of what was logged of requests and answers."""
     relay: Relay
     local_state: LocalState
     """State of the local models, as the keeper publishes it."""

@@ -107,6 +107,25 @@ class Settings(BaseSettings):
         validation_alias=_env("GATEWAY_USAGE_KEPT_DAYS"),
         description="rows of single requests, in days; reports stay; 0 = for ever",
     )
+    content_kept_days: int = Field(
+        30,
+        ge=1,
+        le=36_500,
+        validation_alias=_env("GATEWAY_CONTENT_KEPT_DAYS"),
+        description="logged requests and answers, in days; then they are dropped",
+    )
+    content_log_max_bytes: int = Field(
+        1_000_000,
+        ge=1_000,
+        validation_alias=_env("GATEWAY_CONTENT_LOG_MAX_BYTES"),
+        description="kept of a logged request, and of its answer; beyond: truncated",
+    )
+    content_spool_max_mb: float = Field(
+        1024,
+        gt=0,
+        validation_alias=_env("GATEWAY_CONTENT_SPOOL_MAX_MB"),
+        description="logged content on disk while the database is away; beyond: not kept",
+    )
     webhook_url: str = Field("", validation_alias=_env("GATEWAY_WEBHOOK_URL"), description="told of budgets that are spent; empty: nobody")
     webhook_secret: SecretStr = Field(
         SecretStr(""), validation_alias=_env("GATEWAY_WEBHOOK_SECRET"), description="signs what is sent there; empty: unsigned"

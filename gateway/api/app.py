@@ -10,6 +10,7 @@ from starlette.routing import BaseRoute
 from gateway.api import (
     audit,
     backends,
+    contents,
     docs,
     jwks,
     keys,
@@ -79,6 +80,7 @@ def stateless_routes() -> Sequence[BaseRoute]:
         prices,
         secrets,
         audit,
+        contents,
         operations,
         docs,
     ):

@@ -27,10 +27,10 @@ from gateway.store.keys import ListedKey
 
 _EXPIRY = r"^([0-9]{1,9}[smhdw]|[0-9]{4}-.+)$"
 
-ScopeName = Literal["inference", "usage", "metrics", "admin"]
+ScopeName = Literal["inference", "usage", "metrics", "admin", "content"]
 Expiry = Annotated[str, Field(max_length=60, pattern=_EXPIRY, description="A duration (30d) or an RFC 3339 time.", examples=["30d"])]
 Globs = Annotated[list[str], Field(min_length=1, max_length=100, description="Model ids or patterns; * is all.", examples=[["chat"]])]
-Scopes = Annotated[list[ScopeName], Field(min_length=1, max_length=4, examples=[["inference"]])]
+Scopes = Annotated[list[ScopeName], Field(min_length=1, max_length=5, examples=[["inference"]])]
 Description = Annotated[str, Field(max_length=MAX_DESCRIPTION_CHARS, examples=["nightly index of the wiki; owner on call: search team"])]
 Network = Annotated[str, Field(min_length=1, max_length=64)]
 Cidrs = Annotated[
@@ -60,6 +60,7 @@ class KeyOut(LimitsOut):
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None = Field(description="To the minute; null: never, as far as is known.")
+    content_log: bool = Field(description="Its requests and their answers are kept, encrypted.")
 
 
 class KeyIssued(BaseModel):
@@ -82,6 +83,7 @@ class KeyIn(LimitsIn):
     models: Globs = Field(["*"])
     networks: Cidrs = Field([])
     expires: Expiry | None = None
+    content_log: bool = Field(False, strict=True, description="Keep its requests and their answers, encrypted. Only admins say so.")
 
 
 class KeyImportIn(KeyIn):
@@ -106,6 +108,7 @@ class KeyChange(LimitsIn):
     models: Globs = Field(["*"])
     networks: Cidrs = Field([])
     expires: Expiry | None = None
+    content_log: bool = Field(False, strict=True, description="Keep its requests and their answers, encrypted. Only admins say so.")
 
 
 class Rotation(BaseModel):
@@ -160,6 +163,8 @@ async def add_key(control: TheControl, by: By, body: KeyIn) -> KeyIssued:
         expires_at=grant.expires_at,
         description=grant.description,
         networks=grant.networks,
+        content_log=grant.content_log,
+        box=control.secret_box,
     )
     await in_force(control)
     return issued_out(issued)
@@ -167,7 +172,8 @@ async def add_key(control: TheControl, by: By, body: KeyIn) -> KeyIssued:
 
 async def take_key(control: TheControl, by: By, body: KeyImportIn) -> KeyOut:
     """Let a key that was made elsewhere work here. Whoever has it goes on using it as it is; rotate it when they can."""
-    key = await import_key(control.db, control.generation, by, body.key.get_secret_value(), await _grant(control, body))
+    grant = await _grant(control, body)
+    key = await import_key(control.db, control.generation, by, body.key.get_secret_value(), grant, box=control.secret_box)
     await in_force(control)
     return await _read(control, key.id)
 
@@ -178,7 +184,7 @@ async def change_key(control: TheControl, by: By, key_id: KeyId, body: KeyChange
     if "expires" in fields:
         del fields["expires"]
         fields["expires_at"] = _expiry(body.expires)
-    await update_key(control.db, control.generation, by, key_id, fields)
+    await update_key(control.db, control.generation, by, key_id, fields, box=control.secret_box)
     await in_force(control)
     return await _read(control, key_id)
 
@@ -250,6 +256,7 @@ async def _grant(control: TheControl, body: KeyIn) -> Grant:
         _expiry(body.expires),
         body.description,
         body.networks,
+        body.content_log,
     )
 
 
@@ -298,5 +305,6 @@ def _out(found: ListedKey, limits: dict[str, Any]) -> KeyOut:
         expires_at=moment_or_none(key.expires_at),
         revoked_at=moment_or_none(key.revoked_at),
         last_used_at=moment_or_none(found.last_used_at),
+        content_log=key.content_log,
         **limits,
     )

@@ -41,6 +41,7 @@ LOGIN = Policy("login", login=True)
 INFERENCE = Policy("scope:inference", scope="inference")
 USAGE = Policy("scope:usage", scope="usage")
 ADMIN = Policy("scope:admin", scope="admin")
+CONTENT = Policy("scope:content", scope="content")  # no login carries it
 MANAGE = Policy("manage", scope="admin", manager=True)
 LOOPBACK_OR_METRICS = Policy("loopback or metrics", scope="metrics", loopback=True)
 
@@ -123,6 +124,9 @@ POLICIES: Mapping[str, Policy] = {
     "DELETE /admin/secrets/{name:path}": ADMIN,
     "GET /admin/audit": ADMIN,
     "GET /admin/audit/export": ADMIN,
+    "GET /admin/contents": CONTENT,
+    "DELETE /admin/contents": ADMIN,
+    "GET /admin/contents/{request_id}": CONTENT,
 }
 
 

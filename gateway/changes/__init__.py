@@ -7,6 +7,7 @@ Raises `Forbidden`, `NotFound`, `Conflict`, `InvalidRequest` (of gateway.errors)
 """
 
 from gateway.changes.actor import Actor
+from gateway.changes.contents import Said, erase_contents, read_content, reseal_contents
 from gateway.changes.identities import admit_identity, issue_login_code, take_login_code
 from gateway.changes.keys import Grant, IssuedKey, create_key, import_key, reset_key_budget, revoke_key, rotate_key, update_key
 from gateway.changes.passwords import PasswordLink, issue_password_link, password_link_user, use_password_link
@@ -34,6 +35,7 @@ __all__ = [
     "IssuedKey",
     "PasswordLink",
     "PricePlan",
+    "Said",
     "admit_identity",
     "apply_revision",
     "create_key",
@@ -46,6 +48,7 @@ __all__ = [
     "enable_user",
     "ensure_admin",
     "ensure_signing_key",
+    "erase_contents",
     "forget_secrets",
     "import_key",
     "import_prices",
@@ -54,7 +57,9 @@ __all__ = [
     "may_give_password",
     "password_link_user",
     "plan_prices",
+    "read_content",
     "rename_team",
+    "reseal_contents",
     "reseal_secrets",
     "reset_key_budget",
     "reset_password",

@@ -192,7 +192,8 @@ async def rights_of(conn: Connection, actor: Actor, now_s: float) -> Rights:
     if user is None or not user.enabled or actor.epoch not in (None, user.token_epoch):
         return Rights()
     manages = user.role == Role.MANAGER and actor.login and not user.is_service
-    holds = user.role.scopes if actor.scopes is None else user.role.scopes & actor.scopes
+    allowed = user.role.scopes if actor.key_id is None else user.role.key_scopes
+    holds = allowed if actor.scopes is None else allowed & actor.scopes
     if actor.key_id is None:
         return Rights(holds, (user.team_id or "") if manages else "")
     key = await keys.by_id(conn, actor.key_id)

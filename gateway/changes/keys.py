@@ -5,6 +5,9 @@ and revokes their own, with a login: they neither make keys nor change limits, w
 
 What an admin has set of a key (`ApiKey.held`) managers only narrow, and so they do with their own keys. A key that acts gives no more than
 it carries: what it makes, changes or rotates is bound to its scopes, networks, models and expiry.
+
+The scope `content` (reading what was logged of requests) is given and renewed by admins alone, and by a key only where it carries it
+itself: not even its owner learns a new text of such a key. Whether a key's content is logged is for admins to say, too.
 """
 
 from __future__ import annotations
@@ -16,16 +19,18 @@ from typing import Any
 from auth.address import parse_networks
 from auth.existing import beginning, unfit
 from auth.keys import digest, looks_like_key, mint
-from auth.principal import SCOPES, Limits
+from auth.principal import CONTENT, SCOPES, Limits
 from gateway.changes.actor import Actor, Change, change
 from gateway.changes.bounds import LIMITS, REACH, bounds_of, held_after, wider
 from gateway.changes.limits import FIELDS as _LIMITS
 from gateway.changes.limits import check_limits, edited, set_back, shown_limits
+from gateway.changes.sealing import require_box
 from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from gateway.store import keys, password_links, users
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
 from gateway.store.keys import ApiKey
+from gateway.store.secrets import SecretBox
 from gateway.store.users import User
 
 DEFAULT_SCOPES = ("inference",)
@@ -58,7 +63,8 @@ class IssuedKey:
 class Grant:
     """What a new key is to be. `owner_id` None: the actor, or from the command line the first admin.
 
-    `models`: globs over route ids. `networks`: CIDR, none = from anywhere. `expires_at`: Unix seconds.
+    `models`: globs over route ids. `networks`: CIDR, none = from anywhere. `expires_at`: Unix seconds. `content_log`: what it asks and is
+    answered is kept.
     """
 
     name: str
@@ -69,6 +75,7 @@ class Grant:
     expires_at: float | None = None
     description: str = ""
     networks: Sequence[str] = ()
+    content_log: bool = False
 
 
 async def create_key(
@@ -84,18 +91,22 @@ async def create_key(
     expires_at: float | None = None,
     description: str = "",
     networks: Sequence[str] = (),
+    content_log: bool = False,
+    box: SecretBox | None = None,
 ) -> IssuedKey:
-    """A new key; see `Grant`. Nobody can grant a scope that they do not hold."""
+    """A new key; see `Grant`. Nobody can grant a scope that they do not hold. `box`: needed where its content is logged."""
     key_id, text = mint()
-    grant = Grant(name, owner_id, scopes, models, limits or Limits(), expires_at, description, networks)
+    grant = Grant(name, owner_id, scopes, models, limits or Limits(), expires_at, description, networks, content_log)
     async with change(db, generation, actor) as step:
-        key = await _granted(step, key_id, grant)
+        key = await _granted(step, key_id, grant, box)
         await keys.insert_key(step.conn, key, digest(text))
         await step.record("create", _ENTITY, key.id, None, shown(key))
     return IssuedKey(key.id, text, key.name, key.scopes, key.expires_at)
 
 
-async def import_key(db: Database, generation: Generation, actor: Actor, text: str, grant: Grant) -> ApiKey:
+async def import_key(
+    db: Database, generation: Generation, actor: Actor, text: str, grant: Grant, *, box: SecretBox | None = None
+) -> ApiKey:
     """A key that exists elsewhere and works here from now on: only its digest is kept. Admins only: its secret is not of our making."""
     problem = unfit(text)
     if problem is not None:
@@ -106,7 +117,7 @@ async def import_key(db: Database, generation: Generation, actor: Actor, text: s
         step.require_admin()
         if await keys.is_taken(step.conn, key_id, digest(text)):
             raise Conflict("There is such a key already.", param="key")
-        key = replace(await _granted(step, key_id, grant), prefix=None if own else beginning(text))
+        key = replace(await _granted(step, key_id, grant, box), prefix=None if own else beginning(text))
         await keys.insert_key(step.conn, key, digest(text))
         await step.record("import", _ENTITY, key.id, None, shown(key))
     return key
@@ -132,6 +143,7 @@ async def rotate_key(db: Database, generation: Generation, actor: Actor, key_id:
         key, owner = await _known(step, key_id)
         if key.revoked_at is not None:
             raise Conflict("This key is revoked.")
+        _require_reader(step, key.scopes)
         if not (step.is_self(owner.id) and step.actor.login):  # whoever rotates it learns the new text
             _require_held(step, key.scopes)
             _require_within(step, key, REACH)
@@ -145,11 +157,13 @@ async def rotate_key(db: Database, generation: Generation, actor: Actor, key_id:
     return IssuedKey(key.id, text, key.name, key.scopes, key.expires_at)
 
 
-async def update_key(db: Database, generation: Generation, actor: Actor, key_id: str, fields: Mapping[str, Any]) -> ApiKey:
+async def update_key(
+    db: Database, generation: Generation, actor: Actor, key_id: str, fields: Mapping[str, Any], *, box: SecretBox | None = None
+) -> ApiKey:
     """Change a key that stays the same key; its text goes on working. Only admins and managers change limits.
 
     `fields`: any of name, description, scopes, models, networks, expires_at, rpm, tpm, rpd, tpd, concurrency, budget (a `Budget`),
-    token_budget (a `TokenBudget`), soft; None takes away an expiry or a limit. What was spent of a budget stays spent.
+    token_budget (a `TokenBudget`), soft, content_log; None takes away an expiry or a limit. What was spent of a budget stays spent.
     """
     async with change(db, generation, actor) as step:
         step.require_manager()
@@ -163,6 +177,8 @@ async def update_key(db: Database, generation: Generation, actor: Actor, key_id:
         if after.scopes != key.scopes:
             _require_held(step, after.scopes)
             _require_of_role(owner, after.scopes)
+        if after.content_log != key.content_log:
+            await _require_may_log(step, after, box)
         _require_within(step, after, [name for name in REACH if getattr(after, name) != getattr(key, name)])
         if step.by_admin:
             after = replace(after, held=held_after(after, fields))
@@ -200,11 +216,12 @@ def shown(key: ApiKey) -> dict[str, Any]:
         **(dict.fromkeys(LIMITS) | shown_limits(key.limits)),
         "expires_at": key.expires_at,
         "held": list(key.held),
+        "content_log": key.content_log,
         "revoked": key.revoked_at is not None,
     }
 
 
-async def _granted(step: Change, key_id: str, grant: Grant) -> ApiKey:
+async def _granted(step: Change, key_id: str, grant: Grant, box: SecretBox | None) -> ApiKey:
     """The key that this grant describes, if the actor may give it. Raises `Forbidden`, `NotFound`, `Conflict`, `InvalidRequest`."""
     key = ApiKey(
         key_id,
@@ -218,6 +235,7 @@ async def _granted(step: Change, key_id: str, grant: Grant) -> ApiKey:
         description=grant.description.strip(),
         networks=_networks(grant.networks),
         created_by=step.actor.label,
+        content_log=grant.content_log,
     )
     _check(key)
     if key.expires_at is not None and key.expires_at <= step.now_s:
@@ -225,6 +243,8 @@ async def _granted(step: Change, key_id: str, grant: Grant) -> ApiKey:
     step.require_manager()
     _require_held(step, key.scopes)
     _require_within(step, key, REACH)
+    if key.content_log:
+        await _require_may_log(step, key, box)
     owner = await _owner(step, grant.owner_id)
     _require_of_role(owner, key.scopes)
     return replace(key, user_id=owner.id, held=bounds_of(key) if step.by_admin else ())
@@ -271,7 +291,21 @@ async def _known(step: Change, key_id: str) -> tuple[ApiKey, User]:
     return key, owner
 
 
+def _require_reader(step: Change, scopes: Sequence[str]) -> None:
+    """Whoever gives the scope `content`, or learns a text that carries it, may."""
+    if CONTENT in scopes and not (step.by_admin and (step.rights.key is None or CONTENT in step.holds)):
+        raise Forbidden("The scope 'content' is given and renewed by an admin: with a login, the command line, or a key that has it.")
+
+
+async def _require_may_log(step: Change, key: ApiKey, box: SecretBox | None) -> None:
+    if not step.by_admin:
+        raise Forbidden("Only an admin says whether the content of a key's requests is logged.")
+    if key.content_log:
+        await require_box(step, box)
+
+
 def _require_held(step: Change, scopes: Sequence[str]) -> None:
+    _require_reader(step, scopes)
     if not step.by_admin and not step.holds.issuperset(scopes):  # an admin makes what has them all
         raise Forbidden("A key cannot have a scope that you do not hold.")
 
@@ -293,7 +327,7 @@ def _require_narrower(step: Change, owner: User, key: ApiKey, after: ApiKey) -> 
 
 
 def _require_of_role(owner: User, scopes: Sequence[str]) -> None:
-    if not owner.role.scopes.issuperset(scopes):
+    if not owner.role.key_scopes.issuperset(scopes):
         raise InvalidRequest(f"The owner's role ({owner.role}) does not include every one of these scopes.", param="scopes")
 
 

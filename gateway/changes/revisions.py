@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.changes.actor import Actor, Change, change
-from gateway.changes.sealing import require_own_key
+from gateway.changes.sealing import require_box, require_own_key
 from gateway.errors import Conflict, InvalidRequest, NotFound
 from gateway.routing.document import numbered, secret_name
 from gateway.routing.reading import check_document
@@ -37,12 +37,15 @@ async def apply_revision(
     `new_secrets`: values by name, stored in the same transaction with `box`. Every name that the document refers to must exist then.
     Where a name holds another value already, the new one gets a name of its own (`NAME~2`): earlier revisions keep the keys that they
     were written with, and a rollback never sends one backend's key to another.
+    A model whose content is logged needs `box` too: nobody could read what another key has encrypted.
     `file_digest`: set where the content came from a config file. `expected`: the id that the caller believes live; `Conflict` if it is not.
     """
     if new_secrets and box is None:
         raise ValueError("secrets need a box")
     async with change(db, generation, actor) as step:
         step.require_admin()
+        if logs_content(document):
+            await require_box(step, box)
         if new_secrets and box is not None:
             document = await _with_stored(step, box, document, new_secrets)
         if missing := await _missing(step, document):
@@ -102,6 +105,12 @@ async def delete_secret(db: Database, generation: Generation, actor: Actor, name
         if not await secrets.remove(step.conn, name):
             raise NotFound("There is no such secret.")
         await step.record("delete", "secret", name)
+
+
+def logs_content(document: Mapping[str, Any]) -> bool:
+    """Does it ask for requests and answers of some model to be kept?"""
+    models = document.get("models")
+    return isinstance(models, list) and any(isinstance(model, dict) and model.get("content_log") for model in models)
 
 
 def secret_names(document: Any) -> set[str]:

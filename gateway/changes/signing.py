@@ -8,7 +8,7 @@ from auth.signing import Material, generate
 from auth.tokens import ACCESS_LIFETIME_S, ACTIVATION_S
 from gateway.changes.actor import Actor, Change, change
 from gateway.changes.sealing import require_own_key
-from gateway.store import meta, secrets, signing
+from gateway.store import contents, meta, secrets, signing
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
 from gateway.store.secret_key import SecretKeys
@@ -62,7 +62,8 @@ async def reseal_secrets(db: Database, generation: Generation, actor: Actor, *, 
 
 
 async def forget_secrets(db: Database, generation: Generation, actor: Actor, *, keys: SecretKeys, algorithm: str) -> list[str]:
-    """Go on with another GATEWAY_SECRET_KEY after the one that everything is encrypted with was lost. Returns the names of what is gone.
+    """Go on with another GATEWAY_SECRET_KEY after the one that everything is encrypted with was lost. Returns the names of what is gone,
+    beside all that was logged of requests and answers.
 
     A new key signs login tokens; those of the keys before it are refused. Refresh tokens, passwords and API keys rest on no secret key.
     """
@@ -70,9 +71,10 @@ async def forget_secrets(db: Database, generation: Generation, actor: Actor, *, 
     async with change(db, generation, actor) as step:
         step.require_admin()
         gone, signers = await secrets.remove_all(step.conn), await signing.remove_all(step.conn)
+        said = await contents.delete_all(step.conn)
         await meta.remember_secret_key(step.conn, keys.current)
         await signing.add(step.conn, SecretBox.of(keys), kid, algorithm, material, step.now_s)
-        await step.record("forget", "secret", "*", {"secrets": gone, "signing_keys": signers}, {"secrets": []})
+        await step.record("forget", "secret", "*", {"secrets": gone, "signing_keys": signers, "contents": said}, {"secrets": []})
         await step.record("create", _ENTITY, kid, None, {"kid": kid, "algorithm": algorithm, "at_once": True})
         return gone
 

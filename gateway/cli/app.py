@@ -8,6 +8,7 @@ import typer
 
 from gateway.cli import (
     audit,
+    contents,
     doctor,
     explain,
     init,
@@ -72,6 +73,7 @@ app.command()(usage.usage)
 app.add_typer(metrics.app, name="metrics")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(audit.app, name="audit")
+app.add_typer(contents.app, name="contents")
 app.command()(doctor.doctor)
 app.command()(login.login)
 app.command()(login.whoami)

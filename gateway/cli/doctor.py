@@ -65,6 +65,7 @@ def _examine() -> Iterator[Finding]:
         ("port", _port),
         ("disk", _disk),
         ("ledger", _ledger),
+        ("content log", _content_log),
         ("descriptors", _descriptors),
         ("data plane", _data_plane),
     )
@@ -111,7 +112,7 @@ async def _look_into_store(settings: Settings) -> list[Finding]:
     db = Database(settings.database)
     try:
         found = [Finding("database", True, "answers and is up to date"), *await _admin(db), *await _signing(db, settings)]
-        return [*found, *await _audit(db), *await _routes(db, settings)]
+        return [*found, *await _audit(db), *await _routes(db, settings), *await _contents(db, settings)]
     finally:
         await db.close()
 
@@ -200,6 +201,27 @@ async def _sealed(db: Database, settings: Settings) -> list[Finding]:
     except StoreFault as fault:
         return [Finding("secrets", False, str(fault), "Set the GATEWAY_SECRET_KEY that they were stored with, or store them anew.")]
     return [Finding("secrets", True, "every stored secret can be opened")]
+
+
+async def _contents(db: Database, settings: Settings) -> list[Finding]:
+    """Can what was logged be read? (Only counted: to open it is for `gateway contents show`.)"""
+    from gateway.store import contents
+    from gateway.store.errors import StoreFault
+    from gateway.store.own_key import check_keys
+    from gateway.store.secret_key import fingerprint
+
+    try:
+        keys = await check_keys(db, settings.secret_key_sources())
+    except StoreFault:
+        return []  # said of the signing keys
+    async with db.read() as conn:
+        total, others = await contents.count(conn), await contents.count_sealed_otherwise(conn, fingerprint(keys.current))
+    if others and not keys.previous:
+        fix = "Put that key into GATEWAY_SECRET_KEY_PREVIOUS and run `gateway secrets rotate`; nobody can read them meanwhile."
+        return [Finding("content log", False, f"{others} of {total} logged requests are encrypted with another key", fix)]
+    if others:
+        return [Finding("content log", True, f"{others} of {total} logged requests wait for `gateway secrets rotate`")]
+    return [Finding("content log", True, f"{total} requests are logged, and kept for {settings.content_kept_days} days")] if total else []
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:
@@ -298,6 +320,20 @@ def _ledger(settings: Settings) -> Iterator[Finding]:
         yield Finding("ledger", False, f"waits for {waits_s:,.0f} s: {said}", how)
     else:
         yield Finding("ledger", True, said)
+
+
+def _content_log(settings: Settings) -> Iterator[Finding]:
+    """What is on disk and not in the database yet."""
+    from gateway.metering.spool import waiting_bytes
+
+    waiting = waiting_bytes(settings.run_dir / "content")
+    if waiting > 0.8 * settings.content_spool_max_mb * 1e6:
+        how = (
+            "See that the database answers and a keeper runs, or raise GATEWAY_CONTENT_SPOOL_MAX_MB; when it is full, content is not kept."
+        )
+        yield Finding("content log", False, f"{waiting / 1e6:,.0f} of {settings.content_spool_max_mb:,.0f} MB wait on the disk", how)
+    elif waiting:
+        yield Finding("content log", True, f"{waiting / 1e6:,.1f} MB wait on the disk for the database")
 
 
 def _descriptors(settings: Settings) -> Iterator[Finding]:

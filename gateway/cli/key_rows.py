@@ -61,6 +61,7 @@ def _fields(found: ListedKey, now_s: float) -> dict[str, Any]:
         "created_by": key.created_by,
         "last_used_at": rfc3339(found.last_used_at),
         "expires_at": rfc3339(key.expires_at),
+        "content_log": key.content_log,
         "revoked_at": rfc3339(key.revoked_at),
         "state": "revoked" if key.revoked_at is not None else "expired" if over else "active",
     }
@@ -75,7 +76,8 @@ def show_one(row: dict[str, Any], as_json: bool) -> None:
         show_json(row)
         return
     about = (row["id"], row["name"], row["owner"], ",".join(row["models"]), ",".join(row["scopes"]), ",".join(row["networks"]))
-    show("  ".join(part for part in (*about, in_words(row), *spent_words(row.get("spent", {})), row["state"]) if part))
+    logged = "content logged" if row["content_log"] else ""
+    show("  ".join(part for part in (*about, in_words(row), logged, *spent_words(row.get("spent", {})), row["state"]) if part))
 
 
 def show_issued(issued: IssuedKey, as_json: bool) -> None:

@@ -26,9 +26,10 @@ Name = Annotated[str, typer.Option("--name", metavar="N", help="What the key is 
 Description = Annotated[str, typer.Option(metavar="TEXT", help="More about it: who uses it, where, whom to ask.")]
 Owner = Annotated[str, typer.Option(metavar="EMAIL", help="Whose key it is; without it the first admin's.")]
 Models = Annotated[str, typer.Option(metavar="GLOBS", help="Models it may use: ids or patterns, separated by commas.")]
-Scopes = Annotated[str, typer.Option(metavar="S,..", help="Of inference, usage, metrics, admin.")]
+Scopes = Annotated[str, typer.Option(metavar="S,..", help="Of inference, usage, metrics, admin, content.")]
 Networks = Annotated[str | None, typer.Option(metavar="CIDR,..", help="Where it may be used from; without it anywhere.")]
 Expires = Annotated[str, typer.Option(metavar="30d", help="When it ends: a duration or an RFC 3339 time.")]
+ContentLog = Annotated[bool, typer.Option("--content-log", help="Keep its requests and their answers, encrypted (gateway contents).")]
 _NONE = "none"  # takes a limit away
 
 
@@ -49,6 +50,7 @@ def create(
     token_budget: Tokens = "",
     soft: Soft = None,
     expires: Expires = "",
+    content_log: ContentLog = False,
     as_json: Json = False,
 ) -> None:
     """Create a key and print it. It cannot be shown again."""
@@ -70,6 +72,8 @@ def create(
             expires_at=expires_at,
             description=description,
             networks=_cidrs(networks),
+            content_log=content_log,
+            box=await ctx.box() if content_log else None,
         )
 
     show_issued(in_context(work), as_json)
@@ -92,6 +96,7 @@ def import_(
     token_budget: Tokens = "",
     soft: Soft = None,
     expires: Expires = "",
+    content_log: ContentLog = False,
     as_json: Json = False,
 ) -> None:
     """Let a key that was made elsewhere work here. Reads it from stdin; only its digest is kept."""
@@ -105,8 +110,11 @@ def import_(
 
     async def work(ctx: Context) -> dict[str, Any]:
         owner_id = await _owner_id(ctx, owner)
-        grant = changes.Grant(name, owner_id, _parts(scopes), _parts(models), limits, expires_at, description, _cidrs(networks))
-        key = await changes.import_key(ctx.db, ctx.generation, ctx.actor, text, grant)
+        grant = changes.Grant(
+            name, owner_id, _parts(scopes), _parts(models), limits, expires_at, description, _cidrs(networks), content_log
+        )
+        box = await ctx.box() if content_log else None
+        key = await changes.import_key(ctx.db, ctx.generation, ctx.actor, text, grant, box=box)
         return await shown(ctx, key.id)
 
     show_one(in_context(work), as_json)
@@ -118,7 +126,7 @@ def update(
     name: Annotated[str | None, typer.Option(metavar="N", help="What the key is for.")] = None,
     description: Annotated[str | None, typer.Option(metavar="TEXT", help="More about it.")] = None,
     models: Annotated[str | None, typer.Option(metavar="GLOBS", help="Models it may use; * for all.")] = None,
-    scopes: Annotated[str | None, typer.Option(metavar="S,..", help="Of inference, usage, metrics, admin.")] = None,
+    scopes: Annotated[str | None, typer.Option(metavar="S,..", help="Of inference, usage, metrics, admin, content.")] = None,
     networks: Annotated[str | None, typer.Option(metavar="CIDR,..", help="Where it may be used from; none: anywhere.")] = None,
     rpm: Annotated[str | None, typer.Option(metavar="N", help="Requests per minute, or none.")] = None,
     tpm: Annotated[str | None, typer.Option(metavar="N", help="Tokens per minute, or none.")] = None,
@@ -129,6 +137,9 @@ def update(
     token_budget: Annotated[str | None, typer.Option(metavar="N[/day|week|month]", help="Tokens it may use, or none.")] = None,
     soft: Annotated[str | None, typer.Option(metavar="PERCENT", help="Warn when so much of a budget is spent, or none.")] = None,
     expires: Annotated[str | None, typer.Option(metavar="30d", help="When it ends, or none.")] = None,
+    content_log: Annotated[
+        bool | None, typer.Option("--content-log/--no-content-log", help="Keep its requests and their answers, encrypted, or no longer.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Change a key; its text goes on working. What is not named stays as it is."""
@@ -149,11 +160,14 @@ def update(
         fields["token_budget"] = None if token_budget == _NONE else tokens(token_budget)
     if expires is not None:
         fields["expires_at"] = None if expires == _NONE else until(expires, time.time())
+    if content_log is not None:
+        fields["content_log"] = content_log
     if not fields:
         raise typer.BadParameter("Name at least one thing to change.")
 
     async def work(ctx: Context) -> dict[str, Any]:
-        key = await update_key(ctx.db, ctx.generation, ctx.actor, bare_id(key_id), fields)
+        box = await ctx.box() if content_log else None
+        key = await update_key(ctx.db, ctx.generation, ctx.actor, bare_id(key_id), fields, box=box)
         return await shown(ctx, key.id)
 
     show_one(in_context(work), as_json)

@@ -16,6 +16,7 @@ from gateway.settings import Settings, load_settings
 _LOSES = (
     "Every stored upstream key is forgotten and must be entered again (`gateway secrets set NAME`); until then backends that need one are "
     "left out. Login tokens end now; whoever is logged in gets new ones with their refresh token, or logs in again. "
+    "What was logged of requests and answers is gone. "
     "API keys, passwords, people, limits, revisions, usage and the audit log stay."
 )
 

@@ -126,13 +126,14 @@ async def apply_document(ctx: Context, document: RevisionDocument, note: str) ->
     from gateway.routing.document import fingerprint, take_secrets
 
     stored, taken = take_secrets(document)
+    sealing = bool(taken) or any(model.content_log for model in document.models)
     return await apply_revision(
         ctx.db,
         ctx.generation,
         ctx.actor,
         stored.as_dict(),
         note,
-        box=await ctx.box() if taken else None,
+        box=await ctx.box() if sealing else None,
         new_secrets=taken,
         file_digest=fingerprint(document),
     )

@@ -95,14 +95,25 @@ def rotate(
 def _reseal(as_json: bool) -> None:
     from gateway import changes
 
-    async def work(ctx: Context) -> tuple[int, int]:
-        return await changes.reseal_secrets(ctx.db, ctx.generation, ctx.actor, keys=await ctx.secret_keys())
+    async def work(ctx: Context) -> tuple[int, int, int, int]:
+        from gateway.keeper.contents import ContentShipper
+        from gateway.store.secret_key import CONTENTS
+        from gateway.store.secrets import SecretBox
 
-    stored, keys = in_context(work)
+        keys, settings = await ctx.secret_keys(), ctx.settings
+        await ContentShipper(ctx.db, settings.run_dir / "content", settings.content_kept_days * 86_400.0).ship()
+        # first, for it goes by parts: while any is left, the old key is not forgotten
+        said = await changes.reseal_contents(ctx.db, ctx.generation, ctx.actor, box=SecretBox.of(keys, CONTENTS))
+        return *await changes.reseal_secrets(ctx.db, ctx.generation, ctx.actor, keys=keys), *said
+
+    stored, keys, contents, unreadable = in_context(work)
     if as_json:
-        show_json({"secrets": stored, "signing_keys": keys})
+        show_json({"secrets": stored, "signing_keys": keys, "contents": contents, "contents_unreadable": unreadable})
     else:
-        show(f"encrypted with the present GATEWAY_SECRET_KEY: {stored} secrets, {keys} signing keys; the old one can be forgotten")
+        also = f", {contents} logged requests" if contents else ""
+        show(f"encrypted with the present GATEWAY_SECRET_KEY: {stored} secrets, {keys} signing keys{also}; the old one can be forgotten")
+        if unreadable:
+            tell(f"{unreadable} logged requests are encrypted with neither of the two keys, and stay as they are.")
 
 
 def _rotate_signing(at_once: bool, as_json: bool) -> None:

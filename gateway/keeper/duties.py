@@ -1,5 +1,5 @@
-"""What the keeper does: ship the ledger, run the local models that the live revision names, probe the backends that it says are to be
-probed, store metric samples, forget what ran out.
+"""What the keeper does: ship the ledger and the content log, run the local models that the live revision names, probe the backends that it
+says are to be probed, store metric samples, forget what ran out.
 
 One keeper per host works; another waits for its lock and takes over when it dies.
 """
@@ -16,6 +16,7 @@ import structlog
 
 from backends.local import LocalModels, LocalSpec
 from gateway.keeper.budgets import BudgetWatch
+from gateway.keeper.contents import ContentShipper
 from gateway.keeper.probes import Prober, needs_secrets, wanted_probes
 from gateway.keeper.samples import Sampler, client, scrape
 from gateway.keeper.ship import Shipper
@@ -53,6 +54,7 @@ class Keeper:
         self._db = Database(settings.database, newest())
         self._generation = Generation(settings.run_dir / "generation")
         self._shipper = Shipper(self._db, settings.run_dir / "ledger")
+        self._contents = ContentShipper(self._db, settings.run_dir / "content", settings.content_kept_days * days.DAY_S)
         self._models = LocalModels(
             state_file=settings.run_dir / "local.json",
             on_change=self._tell_servers,
@@ -83,8 +85,10 @@ class Keeper:
             await self._wait(0.5)
         duties = [
             asyncio.create_task(self._every(SHIP_S, self._shipper.ship), name="ship"),
+            asyncio.create_task(self._every(SHIP_S, self._contents.ship), name="contents"),
             asyncio.create_task(self._every(TIDY_S, self._tidy), name="tidy"),
             asyncio.create_task(self._every(FORGET_SAMPLES_S, self._forget_samples), name="forget samples"),
+            asyncio.create_task(self._every(TIDY_S, self._contents.tidy), name="old contents"),
             asyncio.create_task(self._follow_revision(), name="revision"),
             asyncio.create_task(self._every(1.0, self._prober.publish), name="probes"),
         ]
@@ -123,6 +127,7 @@ class Keeper:
     async def _ship_the_rest(self) -> None:
         try:
             await self._shipper.ship_the_last()
+            await self._contents.ship()
         except StoreUnavailable:
             logger.warning("the database is away: the ledger stays on disk and is shipped at the next start")
 

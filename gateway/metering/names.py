@@ -40,6 +40,7 @@ class Metrics:
     revision: Gauge
     log_lines_lost: Counter
     redis_up: Gauge
+    content_dropped: Counter
     ledger_waiting: Gauge
     ledger_disk: Gauge
     ledger_segments: Gauge
@@ -135,6 +136,11 @@ def make_metrics(registry: CollectorRegistry) -> Metrics:
             ("away",),
             registry=registry,
             multiprocess_mode="livemin",
+        ),
+        content_dropped=Counter(
+            "gateway_content_log_dropped",
+            "Requests whose content was to be logged and is not kept: no room, or no disk.",
+            registry=registry,
         ),
         ledger_waiting=Gauge(
             "gateway_ledger_waiting_bytes",

@@ -232,6 +232,8 @@ class Attempt:
         elif block:
             flow.progress.handing(flow.place, stream.events, stream.spoken_bytes)  # first: what the client has is never more than is noted
             flow.edge.write_piece(flow.request, block)
+            if flow.content is not None:
+                flow.content.add(block)
 
     def _note(self, stream: EventStream) -> None:
         """What is new of the stream as a whole, for whoever finds this request without its end."""
@@ -262,6 +264,8 @@ class Attempt:
         comments, stream.held_comments = stream.held_comments, b""
         if comments:  # they go first, as they came
             self.flow.edge.write_piece(self.flow.request, comments)
+            if self.flow.content is not None:
+                self.flow.content.add(comments)
         return True
 
     def _relay_raw(self, data: bytes) -> None:
@@ -275,6 +279,8 @@ class Attempt:
         if self._taps_tail:
             self._tail = (self._tail + data)[-_RAW_TAIL_BYTES:]
         flow.edge.write_piece(flow.request, data)
+        if flow.content is not None:
+            flow.content.add(data)
 
     # endings
 

@@ -67,7 +67,8 @@ _FORWARDED = frozenset((b"traceparent", b"tracestate", b"openai-beta", b"anthrop
 _EXPOSED = (
     b"access-control-expose-headers: x-request-id, retry-after, retry-after-ms, x-should-retry, "
     b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
-    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n"
+    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, "
+    b"x-gateway-content-log\r\n"
 )
 
 

@@ -53,6 +53,7 @@ from gateway.metering.record import MAX_COST_PUSD, UsageRecord
 from gateway.metering.tried import tried_text
 from gateway.relay import answers
 from gateway.relay.attempt import Attempt
+from gateway.relay.content import Content
 from gateway.relay.estimate import cost_pusd, prices_of, reservation
 from gateway.relay.operations import check_required
 from gateway.relay.relayed import Count, Relayed
@@ -143,6 +144,7 @@ class Flow:
         "_tries",
         "_waiting",
         "attempt",
+        "content",
         "edge",
         "over",
         "place",
@@ -163,6 +165,7 @@ class Flow:
         self.over = False
         self.streams = False
         self.attempt: Attempt | None = None
+        self.content: Content | None = None  # what is said, where that is logged
         self.usage: Usage | None = None
         self.resent = False  # to this target on a fresh connection, after a stale one
         self.resent_without_usage: Target | None = None
@@ -429,6 +432,8 @@ class Flow:
             permit.settle(0, 0)
             raise
         self._record = record
+        if principal.content_log or route.content_log:
+            self._log_content()
         relay.meter.begin(route.id)
         route.retries.deposit()
         total_s = route.timeouts.total_s
@@ -439,6 +444,12 @@ class Flow:
                 self._targets = self._order(route, True)
                 if not self._targets:
                     raise NoBackend(f"No backend of the model {route.id!r} takes requests now.", retry_after_s=5)
+
+    def _log_content(self) -> None:
+        """The key or the model says so: what is said from here on is gathered."""
+        request, contents = self.request, self.relay.contents
+        if contents is not None and self.content is None:
+            self.content = Content(self.relay, contents, self._body, request.operation.content_type(request.content_type))
 
     # 5 order
 
@@ -484,6 +495,8 @@ class Flow:
             targets = self._order(route, route.fallback is None)
             if targets:
                 self._serving, self._targets = route, targets
+                if route.content_log:
+                    self._log_content()
                 self._spliced = self._bounds(route)
                 self._target = self._tries = 0
                 self._deadlines = (self._deadlines[0], route.timeouts.first_byte_s, route.timeouts.idle_s)
@@ -724,6 +737,8 @@ class Flow:
             if not self._shadow_body:
                 self.edge.drop_body(self.request)
         self.wind_idle_clock()
+        if self.content is not None:
+            lines = self.content.begin_answer(lines)
         self.edge.write_head(self.request, status, lines + permit.headers, by_close)
 
     def _keeps_body(self) -> bool:
@@ -1035,6 +1050,8 @@ class Flow:
         except Exception:
             logger.exception("a request could not be settled as usual", request_id=self.request.id)
             self._close_anyway(record, permit, outcome, done)
+        if self.content is not None:
+            lines = self._end_content(self.content, record, last, lines)
         self._leave_slot()
         if self._shadow_body and ending == "success":
             request = self.request  # in a call of its own: the last bytes of the original are not written yet
@@ -1048,6 +1065,19 @@ class Flow:
             self.edge.write_last(self.request, last)
         else:
             self.edge.write_answer(self.request, self._status, lines, last)
+
+    def _end_content(self, content: Content, record: UsageRecord, last: bytes | None, lines: bytes | None) -> bytes | None:
+        """The last of what is said, and all of it to whoever keeps it. The head's lines, which tell of it."""
+        self.content = None
+        try:
+            if lines is not None:
+                lines = content.begin_answer(lines)
+            if last is not None:
+                content.add(last)
+            content.finish(record)
+        except Exception:  # the request goes on
+            logger.exception("the content of a request could not be kept", request_id=self.request.id)
+        return lines
 
     def _close_anyway(self, record: UsageRecord, permit: Permit, outcome: str | None, done: int) -> None:
         """One step of `_close` failed, that after the first `done`: END is written all the same, and the others are taken one by one."""

@@ -189,6 +189,9 @@ ROUTES: dict[bytes, Operation] = {b"/v1" + op.path.encode(): op for op in _OPERA
     op.path.encode(): op for op in _OPERATIONS if op.inside
 }
 
+OPERATIONS: dict[str, Operation] = {op.name: op for op in _OPERATIONS + _PASSED_ON}
+"""By name."""
+
 # What a member that is required may be, and how that is said. Not named: a string or a list.
 _SHAPES: Mapping[str, tuple[tuple[type, ...], str]] = {
     "query": ((str, dict), "a string"),

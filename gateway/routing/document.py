@@ -151,6 +151,7 @@ class ModelEntry(Part):
     prices: PricesValue | None = None
     limits: LimitsEntry | None = None
     max_output_tokens: OutputTokens | None = None
+    content_log: bool = Field(False, exclude_if=absent)
     tokenizer: LocalPath | None = None
     sticky: StickyEntry | None = None
     canary: CanaryEntry | None = None

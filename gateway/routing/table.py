@@ -100,6 +100,7 @@ class Route:
     `live`: some target has a weight above zero. `has_local`: one of those is a local model. `fallback`: the route to try when no target of
     this one serves. `arms`: the policy, where it divides users (canary, experiment). `max_attempts`: of one request, the first included.
     `limited`: the limits of all its callers together. `prices`: of targets without their own; `own_prices`: some have.
+    `content_log`: what is asked and answered is kept.
     """
 
     id: str
@@ -121,6 +122,7 @@ class Route:
     shadow: Shadow | None = None
     has_local: bool = False
     limited: Limited | None = None
+    content_log: bool = False
     own_prices: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -209,6 +211,7 @@ def build_table(
             arms=policy if isinstance(policy, Canary | Experiment) else None,
             shadow=_shadow(model, targets),
             has_local=any(target.type == "local" and target.weight > 0 for target in targets),
+            content_log=model.content_log,
         )
 
     routes = {model.id: route_of(model) for model in document.models}

@@ -20,12 +20,12 @@ from gateway.store.users import holding as users_holding
 _K = api_keys.c
 _PLAIN = (
     "id", "user_id", "name", "models", "scopes", "created_at", "expires_at", "revoked_at", "description", "networks", "prefix",
-    "created_by", "held",
+    "created_by", "held", "content_log",
 )  # fmt: skip
 _SEARCHED_CHARS = 600  # at most 2,400 bytes: what PostgreSQL takes into an index
 _COLUMNS = tuple(_K[name] for name in (*_PLAIN, *_LIMITS))
 # What process tables are made of, behind the digest and its owner: see `digest_rows`.
-_LIVE = tuple(_K[name] for name in ("id", "user_id", "models", "scopes", "networks", "expires_at", "revoked_at", *_LIMITS))
+_LIVE = tuple(_K[name] for name in ("id", "user_id", "models", "scopes", "networks", "expires_at", "revoked_at", "content_log", *_LIMITS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class ApiKey:
 
     `networks`: CIDR; () = it may be used from anywhere. `prefix`: how the text of an imported key begins; None: it was minted here.
     `created_by`: a user id, or the way ("cli", "init"); None: from before this was kept. `held`: what of it an admin has set: names of
-    models, networks, expires_at and the limits.
+    models, networks, expires_at and the limits. `content_log`: its requests and their answers are kept.
     """
 
     id: str
@@ -51,6 +51,7 @@ class ApiKey:
     prefix: str | None = None
     created_by: str | None = None
     held: tuple[str, ...] = ()
+    content_log: bool = False
 
     @property
     def begins(self) -> str:
@@ -155,7 +156,7 @@ def digest_rows(key_ids: Collection[str] | None = None) -> Select[Any]:
     """What process tables are made of, of these keys or of all.
 
     (digest, its end, owner's role, owner disabled at, owner's team, key id, owner's id, models, scopes, networks, expires at, revoked at,
-    then the columns of limits).
+    content log, then the columns of limits).
     """
     query = (
         select(api_key_digests.c.digest, api_key_digests.c.expires_at, users.c.role, users.c.disabled_at, users.c.team_id, *_LIVE)

@@ -31,7 +31,7 @@ from gateway.store.spending import Spending
 
 _Row = Any  # as `keys.digest_rows` says
 _REVOKED, _DISABLED, _UNKNOWN = "revoked", "disabled", "unknown"
-_LIMITS_AT = 12  # the first column of the limits in a row
+_LIMITS_AT = 13  # the first column of the limits in a row
 STEP = 400  # keys (or entries of the log) at a time: a few ms of the loop
 _EVERYTHING = frozenset(("user", "key", "team", "revision", "secret", "signing_key"))
 
@@ -155,7 +155,7 @@ class LiveTables:
         owner = self._users.get(principal.user_id)
         if owner is None:
             return None
-        scopes, team_id = owner.role.scopes & principal.scopes, owner.principal.team_id
+        scopes, team_id = owner.role.key_scopes & principal.scopes, owner.principal.team_id
         callers = (*[one for one in principal.callers if one.limit_id == principal.key_id], *owner.principal.callers)
         if (owner.role, team_id, callers) == (principal.role, principal.team_id, principal.callers):
             return record
@@ -276,7 +276,7 @@ class LiveTables:
         for row in rows:
             (
                 digest, digest_end, role_name, disabled_at, team_id, key_id, user_id, models, scopes, networks, expires_at, revoked_at,
-                *limits,
+                content_log, *limits,
             ) = row  # fmt: skip
             if digest not in self._digests.get(key_id, ()):
                 self._digests[key_id] = (*self._digests.get(key_id, ()), digest)
@@ -290,7 +290,7 @@ class LiveTables:
             principal = Principal(
                 user_id=user_id,
                 role=role,
-                scopes=role.scopes.intersection(scopes),  # never more than its owner holds now
+                scopes=role.key_scopes.intersection(scopes),  # never more than its owner holds now
                 key_id=key_id,
                 models=models,
                 limits=own_limits,
@@ -299,6 +299,7 @@ class LiveTables:
                 team_id=team_id,
                 networks=self._network(networks),
                 callers=self._callers(key_id, own_limits) + (() if owner is None else owner.principal.callers),
+                content_log=content_log,
             )
             self._refused.pop(digest, None)
             self._by_digest[digest] = KeyRecord(key_id, digest, principal, _earlier(expires_at, digest_end))

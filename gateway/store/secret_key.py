@@ -20,6 +20,7 @@ from gateway.store.errors import SecretKeyRefused
 FILE_NAME = "secret.key"
 PREVIOUS_FILE_NAME = "secret.key.previous"
 STORED_SECRETS = "stored secrets"  # purpose: encrypting upstream keys and signing keys
+CONTENTS = "logged contents"  # purpose: encrypting what was logged of requests and answers
 _MIN_CHARS = 32
 _MIN_DISTINCT = 10
 _SAMPLE_WORDS = (

@@ -1,4 +1,4 @@
-"""Upstream keys at rest: encrypted, referenced by name, never shown again."""
+"""What is encrypted at rest, and upstream keys, which are: referenced by name, never shown again."""
 
 from __future__ import annotations
 
@@ -17,27 +17,35 @@ from gateway.store.tables import secrets
 
 
 class SecretBox:
-    """Encrypts with the key derived from `secret_key`; opens what it or any of `previous` encrypted.
+    """Encrypts with the key derived from `secret_key` for this purpose; opens what it or any of `previous` encrypted.
 
     `fingerprint`, `previous`: of these keys, to be compared with the database's.
     """
 
-    def __init__(self, secret_key: str, previous: Sequence[str] = ()) -> None:
+    def __init__(self, secret_key: str, previous: Sequence[str] = (), purpose: str = STORED_SECRETS) -> None:
         self.fingerprint = fingerprint(secret_key)
         self.previous = tuple(map(fingerprint, previous))
-        self._fernet = MultiFernet([Fernet(base64.urlsafe_b64encode(derive(key, STORED_SECRETS))) for key in (secret_key, *previous)])
+        self._fernet = MultiFernet([Fernet(base64.urlsafe_b64encode(derive(key, purpose))) for key in (secret_key, *previous)])
 
     @classmethod
-    def of(cls, keys: SecretKeys) -> SecretBox:
-        return cls(keys.current, keys.previous)
+    def of(cls, keys: SecretKeys, purpose: str = STORED_SECRETS) -> SecretBox:
+        return cls(keys.current, keys.previous, purpose)
 
     def seal(self, value: str) -> bytes:
-        return self._fernet.encrypt(value.encode())
+        return self.seal_bytes(value.encode())
+
+    def seal_bytes(self, value: bytes) -> bytes:
+        """Any thread may."""
+        return self._fernet.encrypt(value)
 
     def open(self, name: str, ciphertext: bytes) -> str:
         """Raises `SecretUnreadable`. `name` is for the message."""
+        return self.open_bytes(name, ciphertext).decode()
+
+    def open_bytes(self, name: str, ciphertext: bytes) -> bytes:
+        """Raises `SecretUnreadable`."""
         try:
-            return self._fernet.decrypt(ciphertext).decode()
+            return self._fernet.decrypt(ciphertext)
         except InvalidToken:
             raise SecretUnreadable(name) from None
 

@@ -7,7 +7,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Double, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    false,
+)
 
 from gateway.store.columns import JsonText, Serial, Strings, Time
 
@@ -83,6 +97,7 @@ api_keys = Table(
     Column("prefix", Text),  # what is shown of an imported key; null: it begins with "sk-gw-" and its id
     Column("created_by", Text),
     Column("held", Strings, nullable=False, server_default="[]"),  # what an admin has set, and managers only narrow
+    Column("content_log", Boolean, nullable=False, server_default=false()),  # its requests and answers are kept: `contents`
     Column("search_text", Text, nullable=False, server_default=""),  # prefix, name and description in lower case, at most 600 characters
     # All that lists choose by: a search looks through this index and reads nothing else.
     Index("ix_api_keys_listed", "created_at", "id", "user_id", "revoked_at", "search_text"),
@@ -320,6 +335,46 @@ budget_events = Table(
     Column("next_at", Time),  # when it is to be sent, or sent again; null: it was taken
     Column("attempts", Integer, nullable=False),
     Index(None, "next_at"),
+)
+
+# Requests and answers of those keys and models whose content is logged. What was said is only here, and only encrypted; `sealed_with`: the
+# fingerprint of the key that it was done with. What is large stands last: lists do not read it.
+contents = Table(
+    "contents",
+    metadata,
+    Column("request_id", Text, primary_key=True),
+    Column("at", Time, nullable=False),
+    Column("key_id", Text),  # null: a login token
+    Column("user_id", Text, nullable=False),
+    Column("team_id", Text),
+    Column("model", Text, nullable=False),
+    Column("operation", Text, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("ending", Text, nullable=False),
+    Column("not_kept", Text),  # why there is only this row: full, disk, fault; null: the content is here
+    Column("sealed_with", Text, nullable=False),
+    Column("request_type", Text, nullable=False),  # media type
+    Column("answer_type", Text, nullable=False),
+    Column("request_bytes", BigInteger, nullable=False),  # as they went over the wire, however much of them is kept
+    Column("answer_bytes", BigInteger, nullable=False),
+    Column("request_truncated", Boolean, nullable=False),
+    Column("answer_truncated", Boolean, nullable=False),
+    Column("request", LargeBinary),  # null: none is kept (binary, or `not_kept`)
+    Column("answer", LargeBinary),
+    Index(None, "key_id", "at", "request_id"),
+    Index(None, "user_id", "at", "request_id"),
+    Index(None, "model", "at", "request_id"),
+    Index(None, "at", "request_id"),
+    Index(None, "sealed_with"),
+)
+
+# What was to be forgotten, and when that was said: records from before it that are still on their way into the database are not stored.
+content_erasures = Table(
+    "content_erasures",
+    metadata,
+    Column("kind", Text, primary_key=True),  # key, user, request
+    Column("entity_id", Text, primary_key=True),
+    Column("at", Time, nullable=False),
 )
 
 # What each metric added up to in a step of time: gateway.store.samples. Hosts add to the same rows.

@@ -56,10 +56,18 @@ _FOUND_SCOPES = ("admin", "inference")  # of the key that somebody has found
 _FOUND_NETWORK = "127.0.0.0/8"
 _KEY = re.compile(r"sk-gw-[a-z0-9]{12}-[A-Za-z0-9]{43}")
 # What must not open, whatever the gang holds.
-_CLOSED = ("/admin/revisions", "/admin/audit", "/admin/secrets", "/admin/backends", "/admin/prices", "/admin/audit/export")
+_CLOSED = (
+    "/admin/contents",
+    "/admin/revisions",
+    "/admin/audit",
+    "/admin/secrets",
+    "/admin/backends",
+    "/admin/prices",
+    "/admin/audit/export",
+)
 
 _ROLES = st.sampled_from(["admin", "manager", "member", "viewer"])
-_SCOPES = st.lists(st.sampled_from(["inference", "usage", "metrics", "admin"]), min_size=1, max_size=3)
+_SCOPES = st.lists(st.sampled_from(["inference", "usage", "metrics", "admin", "content"]), min_size=1, max_size=3)
 _COUNT = st.sampled_from([None, 1, 10**9])
 _PASSWORD = st.sampled_from(["seven bright lanterns 42", "quiet harbour morning 77"])
 _NUMBER = st.integers(0, 59)
@@ -87,6 +95,7 @@ _GET = st.sampled_from(
         "/admin/usage?key={key}",
         "/admin/users?after={user}",
         "/admin/keys?after={key}",
+        "/admin/contents/{key}?reason=curious",
         *_CLOSED,
     ]
 )
@@ -144,6 +153,7 @@ _CALLS = st.one_of(
             ("POST", "/admin/revisions/rollback", {}),
             ("PUT", "/admin/secrets/name", {"value": "v"}),
             ("DELETE", "/admin/secrets/name", None),
+            ("DELETE", "/admin/contents?reason=to+hide+it&user_id={user}", None),
             ("POST", "/auth/password", {"password": "guessed password 123", "new_password": "quiet harbour morning 77"}),
             ("POST", "/auth/password/reset", {"token": "{user}.none-such", "new_password": "quiet harbour morning 77"}),
         ]

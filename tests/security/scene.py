@@ -95,7 +95,7 @@ def _fill(scene: Scene) -> None:
     ids["loner"] = scene.person("loner", "manager")
     callers["login manager without a team"] = scene.log_in("loner@example.com")
     ids["second_admin"] = scene.person("second-admin", "admin")
-    for scope in ("inference", "usage", "metrics", "admin"):
+    for scope in ("inference", "usage", "metrics", "admin", "content"):
         callers[f"key {scope}"] = scene.key(scope, scopes=[scope])["key"]
     for role in ("manager", "member", "viewer", "service"):
         issued = scene.key(role, owner=ids[role], scopes=["usage"] if role == "viewer" else ["inference", "usage"])

@@ -28,6 +28,7 @@ KEYS = frozenset(
         "key usage",
         "key metrics",
         "key admin",
+        "key content",
         "key of the manager",
         "key of the member",
         "key of the viewer",
@@ -45,6 +46,7 @@ LET_IN: Mapping[str, frozenset[str]] = {
     "scope:inference": (LOGINS - {"login viewer"}) | {"key inference"} | _WORKERS,
     "scope:usage": LOGINS | {"key usage", "key of the viewer"} | _WORKERS,
     "scope:admin": frozenset({"login admin", "key admin"}),
+    "scope:content": frozenset({"key content"}),  # no login, whoever's
     "manage": frozenset({"login admin", "key admin", "login manager", "login manager without a team"}),
     "loopback or metrics": CALLERS,  # the tests stand on the gateway's machine; through a proxy: `test_metrics_through_a_proxy`
 }
@@ -78,6 +80,10 @@ def _relayed(path: str, answer: int, body: Any) -> Row:
 
 def _admin(path: str, answer: int = 200, body: Any = None) -> Row:
     return Row("scope:admin", path, answer, body)
+
+
+def _content(path: str, answer: int = 200) -> Row:
+    return Row("scope:content", path, answer)
 
 
 def _manage(path: str, answer: int = 200, body: Any = None, **but: int) -> Row:
@@ -173,4 +179,7 @@ TABLE: Mapping[str, Row] = {
     "DELETE /admin/secrets/{name:path}": _admin("/admin/secrets/none-such", 404),
     "GET /admin/audit": _admin("/admin/audit"),
     "GET /admin/audit/export": _admin("/admin/audit/export"),
+    "GET /admin/contents": _content("/admin/contents"),
+    "GET /admin/contents/{request_id}": _content("/admin/contents/none-such?reason=looking+for+what+is+not+there", 404),
+    "DELETE /admin/contents": _admin("/admin/contents?reason=nothing+to+erase", 400),
 }

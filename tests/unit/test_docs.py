@@ -57,7 +57,7 @@ def test_commands_exist_with_their_options(path: Path) -> None:
             continue
         command, rest = command_of(words)
         assert not hasattr(command, "commands"), f"{name_of(path)}: {line!r} is no command"
-        known = {option for parameter in command.params for option in parameter.opts}
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         assert {word for word in rest if word.startswith("-") and word != "-"} <= known, f"{name_of(path)}: {line!r}"
 
 

@@ -39,6 +39,7 @@ from gateway.store.engine import Database
 from gateway.store.generation import Generation
 from gateway.store.live import LiveTables
 from gateway.store.logins import Accounts, RefreshTokens
+from gateway.store.secret_key import CONTENTS
 from gateway.store.secrets import SecretBox, read_all
 from gateway.store.users import User
 from gateway.wire.tokens import Tokenizer
@@ -128,6 +129,7 @@ def make_control(db: Database, generation: Generation, live: LiveTables, folder:
         tokens=TOKENS,
         passwords=passwords,
         secret_box=SecretBox(SECRET_KEY),
+        content_box=SecretBox(SECRET_KEY, purpose=CONTENTS),
         relay=relay,
         local_state=LocalState(folder / "local.json"),
         cors_origins=("*",),
@@ -183,7 +185,7 @@ async def _people(file: Path) -> Peopled:
         team = team_id if role in (Role.MANAGER, Role.MEMBER) else None
         email = f"{role}@example.com"
         people[role] = await create_user(db, generation, INIT, email=email, role=role, password_hash=password_hash, team=team)
-    for scope in ("inference", "usage", "metrics", "admin"):
+    for scope in ("inference", "usage", "metrics", "admin", "content"):
         keys[scope] = (await create_key(db, generation, INIT, name=scope, owner_id=people[Role.ADMIN].id, scopes=[scope])).key
     await db.close()
     generation.close()

@@ -14,7 +14,7 @@ from gateway.api.policies import POLICIES, RELAY_PATHS, RouteWithoutPolicy
 from tests.unit.gateway.api.conftest import NEAR, Plane
 
 HEADERS = {"authorization": "Bearer {}", "x-api-key": "{}", "api-key": "{}"}
-KEYS = {"key:inference", "key:usage", "key:metrics", "key:admin"}
+KEYS = {"key:inference", "key:usage", "key:metrics", "key:admin", "key:content"}
 LOGINS = {"admin", "manager", "member", "viewer"}
 # What a route asks for -> the callers that have it: a key with this one scope, a login of this role, or "nobody".
 ALLOWED = {
@@ -23,6 +23,7 @@ ALLOWED = {
     "scope:inference": {"key:inference", "admin", "manager", "member"},
     "scope:usage": {"key:usage"} | LOGINS,
     "scope:admin": {"key:admin", "admin"},
+    "scope:content": {"key:content"},
     "manage": {"key:admin", "admin", "manager"},
     "loopback or metrics": {"key:metrics", "admin"},
 }

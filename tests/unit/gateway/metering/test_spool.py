@@ -1,0 +1,190 @@
+"""The content log's way to the disk: nothing in the clear, bounded, and never a burden to who hands it something."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.metering.spool import (
+    ANSWER,
+    DISK,
+    DONE,
+    FAULT,
+    FULL,
+    OPEN,
+    REQUEST,
+    ContentLog,
+    Entry,
+    finished,
+    packed,
+    read_lines,
+    unpacked,
+    waiting_bytes,
+)
+from gateway.store.secret_key import CONTENTS
+from gateway.store.secrets import SecretBox
+
+BOX = SecretBox("k3JwS0p9vQx7ZbN2mT5yHcR8dLfA1gUeXoWiBqVz", purpose=CONTENTS)
+
+
+def entry(number: int = 1, request: bytes | None = b'{"messages": "seven quiet herons"}', answer: bytes | None = b"they answered") -> Entry:
+    made = Entry(f"req-{number}", 1_700_000_000.5, "k1", "u1", None, "m", "chat", 200, "success")
+    made.request_type, made.answer_type = "application/json", "text/event-stream"
+    made.request, made.answer = (None if side is None else [side] for side in (request, answer))
+    made.request_bytes, made.answer_bytes = len(request or b""), len(answer or b"")
+    made.size_bytes = made.request_bytes + made.answer_bytes
+    return made
+
+
+def log(folder: Path, seal: Callable[[bytes], bytes] = BOX.seal_bytes, **fields: Any) -> ContentLog:
+    return ContentLog(folder, seal, BOX.fingerprint, **({"max_bytes": 1000, "spool_bytes": 10**9} | fields))
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    return [row for path in finished(folder) for row in read_lines(path.read_bytes())]
+
+
+def test_from_an_entry_to_a_row(tmp_path: Path) -> None:
+    folder = tmp_path / "content"
+    made = log(folder)
+    made.keep(entry())
+    made.close()
+    (path,) = finished(folder)
+    assert path.name.endswith(DONE)
+    assert (path.stat().st_mode & 0o777, folder.stat().st_mode & 0o777) == (0o600, 0o700)
+    data = path.read_bytes()
+    for words in (b"heron", b"answered"):
+        assert words not in data
+    (row,) = read_lines(data)
+    assert (row["request_id"], row["at"], row["key_id"], row["sealed_with"]) == ("req-1", 1_700_000_000.5, "k1", BOX.fingerprint)
+    assert (row["request_bytes"], row["request_truncated"], row["not_kept"]) == (34, False, None)
+    assert unpacked("req-1", REQUEST, BOX.open_bytes("", row["request"])) == b'{"messages": "seven quiet herons"}'
+    assert unpacked("req-1", ANSWER, BOX.open_bytes("", row["answer"])) == b"they answered"
+    assert made.take_dropped() == 0
+
+
+def test_a_sealed_side_is_of_its_request_alone() -> None:
+    """Whoever can write to the database can move a ciphertext, and no more."""
+    made = packed("req-1", REQUEST, b"words")
+    assert unpacked("req-1", REQUEST, made) == b"words"
+    for request_id, side in (("req-2", REQUEST), ("req-1", ANSWER), ("req", REQUEST)):
+        with pytest.raises(ValueError, match="another request"):
+            unpacked(request_id, side, made)
+    assert zlib.decompress(made.split(b"\n", 2)[2]) == b"words"
+
+
+def test_truncated_is_what_is_less_than_there_was(tmp_path: Path) -> None:
+    made, one = log(tmp_path), entry()
+    one.answer_bytes += 1
+    made.keep(one)
+    made.keep(entry(2, request=None))  # binary: not truncated, not kept
+    made.close()
+    first, second = rows_in(tmp_path)
+    assert (first["request_truncated"], first["answer_truncated"]) == (False, True)
+    assert (second["request"], second["request_truncated"]) == (None, False)
+
+
+def test_a_full_queue_lets_go_of_what_was_said(tmp_path: Path) -> None:
+    going = threading.Event()
+
+    def slow(value: bytes) -> bytes:
+        going.wait(10)
+        return BOX.seal_bytes(value)
+
+    made = log(tmp_path, slow, queue_bytes=100)
+    began_s = time.perf_counter()
+    for number in range(5):
+        made.keep(entry(number))
+    assert time.perf_counter() - began_s < 1  # nobody waited for the thread
+    going.set()
+    made.close()
+    assert [row["not_kept"] for row in rows_in(tmp_path)] == [None, None, FULL, FULL, FULL]
+    assert all(row["request"] is None and row["request_bytes"] for row in rows_in(tmp_path)[2:])
+    assert (made.take_dropped(), made.take_dropped()) == (3, 0)
+
+
+def test_a_full_spool_keeps_the_row_alone(tmp_path: Path) -> None:
+    (tmp_path / f"1-old{DONE}").write_bytes(b"x" * 2000)
+    made = log(tmp_path, spool_bytes=1000)
+    made.keep(entry())
+    made.close()
+    (row,) = rows_in(tmp_path)
+    assert (row["not_kept"], row["answer"]) == (DISK, None)
+    assert made.take_dropped() == 1
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "content").write_text("a file stands where the folder is to be")
+    made = log(tmp_path / "content")
+    made.keep(entry())
+    made.keep(entry(2))
+    made.close()
+    assert made.take_dropped() == 2
+
+
+def test_what_cannot_be_sealed(tmp_path: Path) -> None:
+    def fails(value: bytes) -> bytes:
+        raise ValueError
+
+    made = log(tmp_path, fails)
+    made.keep(entry())
+    made.close()
+    (row,) = rows_in(tmp_path)
+    assert (row["not_kept"], row["request"]) == (FAULT, None)
+    assert made.take_dropped() == 1
+
+
+def test_a_file_is_given_up_after_a_moment(tmp_path: Path) -> None:
+    made = log(tmp_path)
+    made.keep(entry())
+    end_s = time.monotonic() + 10
+    while not list(tmp_path.glob(f"*{DONE}")) and time.monotonic() < end_s:
+        time.sleep(0.02)
+    assert len(rows_in(tmp_path)) == 1
+    assert waiting_bytes(tmp_path) > 0
+    made.close()
+
+
+def test_a_torn_line_costs_no_other() -> None:
+    line = entry().line(BOX.seal_bytes, BOX.fingerprint)
+    other = entry(2).line(BOX.seal_bytes, BOX.fingerprint)
+    assert [row["request_id"] for row in read_lines(line + other[:50])] == ["req-1"]
+    assert [row["request_id"] for row in read_lines(line[:50] + b"\n" + other)] == ["req-2"]
+    assert list(read_lines(b"[]\n{}\n\nnull\n")) == []
+
+
+_WRITER = """
+import sys, time
+from pathlib import Path
+from tests.unit.gateway.metering.test_spool import entry, log
+made = log(Path(sys.argv[1]))
+made.keep(entry())
+while not made._done:
+    time.sleep(0.01)
+made.keep(entry(2))
+while made._done < 2:
+    time.sleep(0.01)
+print("written", flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_has_written(tmp_path: Path) -> None:
+    """Its file is left alone while it lives, and taken once it is dead."""
+    with subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path)], stdout=subprocess.PIPE, cwd=os.getcwd()) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"written\n"
+        writing = list(tmp_path.glob(f"*{OPEN}"))
+        assert not set(writing) & set(finished(tmp_path))
+        writer.kill()
+        writer.wait()
+    assert [row["request_id"] for row in rows_in(tmp_path)] == ["req-1", "req-2"]
