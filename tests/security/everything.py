@@ -153,11 +153,11 @@ def make_keys(drive: Drive) -> dict[str, str]:
     made = {}
     limited = {"rpm": 1, "description": "one a minute"}
     kinds: dict[str, dict[str, Any]] = {
-        "plain": {},
+        "plain": {"content_log": True},
         "limited": limited,
         "revoked": {},
         "rotated": {},
-        "all": {"scopes": ["inference", "usage"]},
+        "all": {"scopes": ["inference", "usage"], "content_log": True},
     }
     for name, fields in kinds.items():
         issued = drive.made("/admin/keys", "a key", {"name": name, **fields})

@@ -64,6 +64,7 @@ _HELD = {
     "the database": b"dana@example.com",
     "audit export": b"dana@example.com",
     "ledger export": b'"model":"up/good"',
+    "contents list --json": b'"model": "up/good"',  # what was said to it is in the database, encrypted
     "the arguments of its processes": b"serve",
 }
 
@@ -108,7 +109,7 @@ def searched(dialect: str, database_url: str, tmp_path: Path) -> Iterator[Search
             running.stop()
             left |= _files(running.home) | {"the log": running.log_path.read_bytes()}
             left["the database"] = _dump(dialect, database_url)
-            for name in ("audit export", "ledger export", "audit list --json"):
+            for name in ("audit export", "ledger export", "audit list --json", "contents list --json"):
                 left[name] = running.cli(*name.split()).encode()
         yield Searched(drive, upstream, left)
 
