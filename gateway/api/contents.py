@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path, Query
 from pydantic import BaseModel, Field
 
-from gateway.api.context import By, TheControl
+from gateway.api.context import By, Caller, TheControl
 from gateway.api.moments import before, moment
 from gateway.api.paging import NO_NUL, Limit, Page
 from gateway.changes import erase_contents, read_content
@@ -77,6 +77,7 @@ class ErasedOut(BaseModel):
 
 async def list_contents(
     control: TheControl,
+    caller: Caller,
     key_id: Id = "",
     user_id: Id = "",
     model: Id = "",
@@ -85,7 +86,7 @@ async def list_contents(
     after: After = "",
     limit: Limit = 50,
 ) -> Page[ContentAbout]:
-    """Logged requests, newest first, without what was said."""
+    """Logged requests, newest first, without what was said: of the models that your key is for. A page can be short and have a `next`."""
     now_s = time.time()
     since_s = before(since, now_s, "since") if since else None
     until_s = before(until, now_s, "until") if until else None
@@ -96,7 +97,7 @@ async def list_contents(
     async with control.db.read() as conn:
         found = await contents.page(conn, wanted, before=place, limit=limit + 1)
     following = f"{found[limit - 1].at!r},{found[limit - 1].request_id}" if len(found) > limit else None
-    return Page(data=[ContentAbout(**_about(about)) for about in found[:limit]], next=following)
+    return Page(data=[ContentAbout(**_about(about)) for about in found[:limit] if caller.may_use(about.model)], next=following)
 
 
 async def read_one(control: TheControl, by: By, request_id: RequestId, reason: Reason) -> ContentOut:

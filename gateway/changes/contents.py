@@ -11,8 +11,8 @@ import asyncio
 import zlib
 from dataclasses import asdict, dataclass
 
-from auth.principal import CONTENT
-from gateway.changes.actor import Actor, change
+from auth.principal import CONTENT, Principal
+from gateway.changes.actor import Actor, Change, change
 from gateway.errors import Forbidden, InvalidRequest, NotFound, Unavailable
 from gateway.metering.spool import ANSWER, REQUEST, unpacked
 from gateway.store import contents
@@ -45,7 +45,7 @@ async def read_content(db: Database, generation: Generation, actor: Actor, reque
         if CONTENT not in step.holds:
             raise Forbidden("Only a key with the scope 'content' may do this.")
         found = await contents.by_id(step.conn, request_id)
-        if found is None:
+        if found is None or not _reaches(step, found.about.model):
             raise NotFound("Nothing is kept of such a request.")
         about = asdict(found.about)
         await step.record("read", _ENTITY, request_id, None, {"reason": reason} | {name: about[name] for name in _SHOWN}, log=False)
@@ -108,6 +108,12 @@ def checked_reason(reason: str) -> str:
             f"Say why, in {MIN_REASON_CHARS} to {MAX_REASON_CHARS} printable characters: it is kept in the audit log.", param="reason"
         )
     return reason
+
+
+def _reaches(step: Change, model: str) -> bool:
+    """A key that is for some models reads what was said to those."""
+    pattern = None if step.rights.key is None else Principal.compile_globs(step.rights.key.models)
+    return pattern is None or pattern.match(model) is not None
 
 
 def _opened(found: Sealed, box: SecretBox) -> Said:

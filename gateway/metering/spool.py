@@ -30,12 +30,13 @@ logger = structlog.get_logger(__name__)
 DONE, OPEN, DRAFT = ".spool", ".open", ".draft"
 REQUEST, ANSWER = "request", "answer"
 FULL, DISK, FAULT = "full", "disk", "fault"  # why nothing of a request is kept
+GATHER_S: Final = 0.1  # the thread takes what has come in so long at once: woken by each request, it would get in the way of its last bytes
 TURN_S: Final = 1.0  # how long a file is written at most, while there is something to write
 FILE_BYTES: Final = 4_000_000
 QUEUE_BYTES: Final = 64_000_000
 _QUEUE_ENTRIES: Final = 50_000
 _LEFT_BYTES: Final = 300_000_000  # free on the disk: the ledger needs it more
-_LEVEL: Final = 3
+_LEVEL: Final = 1
 
 
 class Entry:
@@ -183,6 +184,7 @@ class ContentLog:
         self._looked_s = 0.0
         self._room: bool | None = None
         self._failing = False
+        self._over = threading.Event()
 
     def keep(self, entry: Entry) -> None:
         """A logged request is over. Never raises, never waits."""
@@ -210,6 +212,7 @@ class ContentLog:
     def close(self, within_s: float = 10.0) -> None:
         """All that was handed over is in files now, if that takes no longer than this."""
         if self._thread is not None:
+            self._over.set()
             self._queue.put(None)
             self._thread.join(within_s)
 
@@ -219,18 +222,23 @@ class ContentLog:
         while True:
             try:
                 entry = self._queue.get(timeout=TURN_S if self._file is not None else None)
-            except Empty:
-                self._turn()
-                continue
-            if entry is None:
+                self._over.wait(GATHER_S)
+                while entry is not None:
+                    self._take(entry)
+                    entry = self._queue.get_nowait()
                 self._turn()
                 return
-            size = entry.size_bytes
-            self._write(entry)
-            self._done_bytes += size
-            self._done += 1
-            if self._file is not None and (self._file.size_bytes > FILE_BYTES or time.monotonic() - self._file.since_s > TURN_S):
-                self._turn()
+            except Empty:
+                if self._file is not None and time.monotonic() - self._file.since_s > TURN_S:
+                    self._turn()
+
+    def _take(self, entry: Entry) -> None:
+        size = entry.size_bytes
+        self._write(entry)
+        self._done_bytes += size
+        self._done += 1
+        if self._file is not None and self._file.size_bytes > FILE_BYTES:
+            self._turn()
 
     def _write(self, entry: Entry) -> None:
         if entry.not_kept is None and not self._has_room():

@@ -154,10 +154,9 @@ async def _delete(conn: AsyncConnection, which: ColumnElement[bool], limit: int)
 
 async def _unforgotten(conn: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """Without what somebody wanted forgotten while it was on its way here."""
-    named = {(kind, row[column.name]) for row in rows for kind, column in KINDS.items() if row[column.name] is not None}
-    if not named or not (await conn.execute(select(content_erasures.c.kind).limit(1))).first():
-        return rows
     before = {(kind, entity_id): at for kind, entity_id, at in await erasures(conn)}
+    if not before:
+        return rows
     return [
         row for row in rows if not any(row["at"] <= before.get((kind, row[column.name]), float("-inf")) for kind, column in KINDS.items())
     ]

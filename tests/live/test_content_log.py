@@ -93,6 +93,9 @@ def test_pages(running: Gateway) -> None:
     assert [row["request_id"] for row in first["data"] + rest["data"]] == ids[::-1]
     assert rest["next"] is None
     assert ask(running, reader, "/admin/contents", after="nonsense").status_code == 400
+    narrow = running.key("narrow", "--scopes", "content", "--models", "kept")
+    assert ask(running, narrow, "/admin/contents", key_id=key_id).json()["data"] == []
+    assert ask(running, narrow, f"/admin/contents/{ids[0]}", reason=REASON).status_code == 404
 
 
 def test_a_stream_and_a_client_that_leaves(running: Gateway) -> None:
@@ -190,7 +193,7 @@ def test_a_killed_worker_and_a_keeper_that_is_away(tmp_path: Path) -> None:
         ids = [chat(made, key).headers["x-request-id"] for _ in range(5)]
         spool = made.home / "run" / "content"
         end_s = time.monotonic() + 10
-        while sum(path.read_bytes().count(b"\n") for path in spool.iterdir()) < len(ids):
+        while sum(path.read_bytes().count(b"\n") for path in spool.glob("*")) < len(ids):
             assert time.monotonic() < end_s
             time.sleep(0.02)
         made.kill()  # the worker and all others, at once

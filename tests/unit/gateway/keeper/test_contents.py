@@ -201,6 +201,10 @@ async def test_who_may(db: Database, generation: Generation, tmp_path: Path) -> 
     by_reader = Actor(viewer.id, "api", "127.0.0.1", frozenset({"content"}), key_id=reader.id)
     assert (await read_content(db, generation, by_reader, "a", REASON, box=BOX)).answer == b"answered"
     assert (await audit(db))[0].actor_key_id == reader.id
+    narrow = await create_key(db, generation, login, name="narrow", owner_id=viewer.id, scopes=["content"], models=["other-*"])
+    by_narrow = Actor(viewer.id, "api", "127.0.0.1", frozenset({"content"}), key_id=narrow.id)
+    with pytest.raises(NotFound):  # of a model that the key is not for
+        await read_content(db, generation, by_narrow, "a", REASON, box=BOX)
     with pytest.raises(Forbidden):  # who reads cannot make it go away
         await erase_contents(db, generation, by_reader, "key", "k1", REASON)
     assert await erase_contents(db, generation, by_key, "key", "k1", REASON) == 1

@@ -93,6 +93,15 @@ def test_limits_of_a_model() -> None:
     assert parse_document(document.as_dict()) == document
 
 
+def test_whether_content_is_logged() -> None:
+    document = parse_document({"models": [model(contentLog=True), model(id="other", content_log=False)]})
+    table, _ = table_of(document)
+    assert (table.routes["chat"].content_log, table.routes["other"].content_log) == (True, False)
+    first, second = document.as_dict()["models"]
+    assert first["content_log"] is True
+    assert "content_log" not in second  # documents from before it keep their fingerprints
+
+
 def test_defaults_where_the_document_says_nothing() -> None:
     route = table_of(parse_document({"models": [model()]}))[0].routes["chat"]
     assert (route.name, route.timeouts, route.prices, route.max_output_tokens, route.tokenizer) == ("chat", DEFAULTS, None, 1024, None)
