@@ -141,7 +141,7 @@ def test_a_new_secret_key_beside_the_old_one(http: httpx.Client, tmp_path: Path)
         assert "`gateway secrets rotate`" in running.log()
         assert "is being replaced" in running.cli("doctor")
         assert server.statuses(access) == {200}
-        assert running.cli_json("secrets", "rotate") == {"secrets": 1, "signing_keys": 1}
+        assert running.cli_json("secrets", "rotate") == {"secrets": 1, "signing_keys": 1, "contents": 0, "contents_unreadable": 0}
         assert server.statuses(access) == {200}
         running.stop()
         del running.environment["GATEWAY_SECRET_KEY_PREVIOUS"]

@@ -53,7 +53,7 @@ def test_there_is_a_way_out(used: Gateway, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("sys.stdin", io.StringIO("sk-upstream\n"))
     assert used("secrets", "set", "m/b").code == 0
     (made, forgotten) = used("audit", "list", "--json", "--limit", "3").json[1:]
-    assert (forgotten["action"], forgotten["before"]) == ("forget", {"secrets": ["m/b"], "signing_keys": 1})
+    assert (forgotten["action"], forgotten["before"]) == ("forget", {"secrets": ["m/b"], "signing_keys": 1, "contents": 0})
     assert (made["action"], made["entity"]) == ("create", "signing_key")
 
 
