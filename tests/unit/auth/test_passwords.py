@@ -45,10 +45,13 @@ async def test_an_unknown_user_costs_a_hash_too(passwords: Passwords) -> None:
     await passwords.verify(GOOD, None)  # makes the decoy
 
     async def cpu_s(hash_or_none: str | None) -> float:
-        started = time.perf_counter()
-        for _ in range(3):
+        """The least of some: of this process, all threads."""
+        found = []
+        for _ in range(4):
+            started = time.process_time()
             assert await passwords.verify("wrong horse", hash_or_none) == (False, None)
-        return time.perf_counter() - started
+            found.append(time.process_time() - started)
+        return min(found)
 
     known, unknown = await cpu_s(stored), await cpu_s(None)
     assert unknown > known / 3
