@@ -11,12 +11,13 @@ import hashlib
 import re
 import secrets
 import string
+from typing import Final
 
-PREFIX = "sk-gw-"
+PREFIX: Final = "sk-gw-"
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 _SECRET_ALPHABET = string.ascii_letters + string.digits
-_ID_CHARS = 12
-_SECRET_CHARS = 43
+_ID_CHARS: Final = 12
+_SECRET_CHARS: Final = 43
 _SHAPE = re.compile(rb"sk-gw-[a-z0-9]{12}-[A-Za-z0-9]{43}\Z")
 
 

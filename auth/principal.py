@@ -6,10 +6,11 @@ import fnmatch
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from auth.address import Networks
 
-CONTENT = "content"
+CONTENT: Final = "content"
 """Reading what was logged of requests and answers. No role carries it: a key has it where an admin gave it to that key."""
 SCOPES = frozenset({"inference", "usage", "metrics", "admin", CONTENT})
 

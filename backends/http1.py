@@ -23,7 +23,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from backends.errors import BackendError
 
 # uvicorn and vLLM close an idle connection after 5 s: ours is gone before, so that a request rarely meets a closing one.
-IDLE_S = 4.0
-MAX_IDLE = 512
-MAX_HEAD_BYTES = 64 * 1024
-_JOIN_BELOW = 16 * 1024  # a body below this is copied behind its head: one write is cheaper than two
+IDLE_S: Final = 4.0
+MAX_IDLE: Final = 512
+MAX_HEAD_BYTES: Final = 64 * 1024
+_JOIN_BELOW: Final = 16 * 1024  # a body below this is copied behind its head: one write is cheaper than two
 
 
 class Http1Pool:

@@ -21,7 +21,6 @@ from typing import Any, BinaryIO
 import structlog
 
 from gateway.keeper.refused import REFUSED_FILE, set_aside
-from gateway.metering import spare
 from gateway.metering.backlog import publish
 from gateway.metering.ledger import (
     SUFFIX,
@@ -80,7 +79,6 @@ class Shipper:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        spare.clear(self._folder)
         return True
 
     def close(self) -> None:
@@ -189,7 +187,7 @@ class Shipper:
             await self._book(as_columns(rows), segment, segment.offset)
         async with self._db.write() as conn:
             await segments.finish(conn, name)
-        spare.put_by(segment.path)
+        segment.path.unlink(missing_ok=True)
         del self._segments[name]
 
     def _interrupted(self, segment: _Segment, noted: bytes) -> list[list[Any]]:

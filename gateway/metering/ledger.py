@@ -21,27 +21,26 @@ import time
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from gateway.errors import LedgerFull
-from gateway.metering import spare
 from gateway.metering.lines import begin_line, end_line, parse_lines
 from gateway.metering.progress import SUFFIX as SLOTS_SUFFIX
 from gateway.metering.progress import Progress, Reached, reached
 from gateway.metering.record import FIELDS, MAX_COST_PUSD, UsageRecord
 from gateway.metering.tried import NOT_TOLD
 
-SUFFIX = ".seg"
-SEGMENT_BYTES = 4_000_000  # few pages, and the same again and again (`metering.spare`)
-END_BYTES = 2048  # no END line is longer: what else it may hold is bounded, and the parts that are long are cut if need be
-MAX_BYTES = 4_000_000_000
-_BEGIN_FIELDS = 8  # request_id .. client_request_id: what is known at admission
-_BEGIN_LINE = 16  # values of a BEGIN line: its mark, those, and what an interrupted request is made of
-_LOOK_S = 0.2  # between two looks at how much of the disk the segments of all writers take, while that is too much
-_UNNAMED_S = 10.0  # between a file's making and its lock there is a moment
-_OFFSETS_NEW = "shipped.new"  # of `backlog.publish`, which takes no lock
+SUFFIX: Final = ".seg"
+SEGMENT_BYTES: Final = 16_000_000
+END_BYTES: Final = 2048  # no END line is longer: what else it may hold is bounded, and the parts that are long are cut if need be
+MAX_BYTES: Final = 4_000_000_000
+_BEGIN_FIELDS: Final = 8  # request_id .. client_request_id: what is known at admission
+_BEGIN_LINE: Final = 16  # values of a BEGIN line: its mark, those, and what an interrupted request is made of
+_LOOK_S: Final = 0.2  # between two looks at how much of the disk the segments of all writers take, while that is too much
+_UNNAMED_S: Final = 10.0  # between a file's making and its lock there is a moment
+_OFFSETS_NEW: Final = "shipped.new"  # of `backlog.publish`, which takes no lock
 
 
 class SegmentWriter:
@@ -69,16 +68,11 @@ class SegmentWriter:
         """A segment gets its name only once it is locked and mapped: a reader must never take it for a dead writer's."""
         size = max(self._segment_bytes, 2 * self._reserved)
         path = self._folder / f"{self._stem}-{self._number:06d}{SUFFIX}"
-        unnamed = path.with_suffix(spare.UNNAMED_SUFFIX)
-        fd = spare.take(self._folder, size, unnamed)
-        is_new = fd < 0
-        if is_new:
-            fd = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        unnamed = path.with_suffix(".new")
+        fd = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            if is_new:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                os.posix_fallocate(fd, 0, size)
-            size = os.fstat(fd).st_size
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            os.posix_fallocate(fd, 0, size)
             memory = mmap.mmap(fd, size)
             unnamed.rename(path)
         except OSError:
@@ -127,6 +121,7 @@ class SegmentWriter:
                 raise LedgerFull("The gateway's ledger has no room left; try again later.", retry_after_s=10)
             self._open()
         except OSError:
+            self._full_until_s = time.monotonic() + _LOOK_S
             raise LedgerFull("The gateway cannot write its ledger now; try again later.", retry_after_s=10) from None
         memory.close()
         if self._syncs:
@@ -319,7 +314,7 @@ def forget_slots(folder: Path) -> None:
 
 def forget_unnamed(folder: Path) -> None:
     """Remove the files that a writer was killed over before they had their names. (One that lives has them locked at once.)"""
-    for path in (*folder.glob(f"*{spare.UNNAMED_SUFFIX}"), *folder.glob(f"*{SLOTS_SUFFIX}-new")):
+    for path in (*folder.glob("*.new"), *folder.glob(f"*{SLOTS_SUFFIX}-new")):
         with contextlib.suppress(FileNotFoundError):  # it has its name now
             if path.name != _OFFSETS_NEW and time.time() - path.stat().st_mtime > _UNNAMED_S and writer_is_dead(path):
                 path.unlink()

@@ -1,6 +1,6 @@
-"""The lines of a ledger segment, as bytes: JSON arrays that end in a newline. Written here, and read back.
+"""The lines of a ledger segment, as bytes: JSON arrays that end in a newline. Written here, and read back. Those of the request log, too.
 
-Two are written for every request and read again to be booked, so this module has a form in C beside it (lines.c), which
+Three are written for every request, and two of them read again to be booked, so this module has a form in C beside it (lines.c), which
 `build_native.py` compiles and the import of this module takes where it is there. Both do the same: times (Unix seconds) and durations
 (ms) are written to six places, what is no such number as null.
 """
@@ -86,8 +86,45 @@ def end_line(
     )  # fmt: skip
 
 
+def request_line(
+    started_at: float,
+    request_id: str,
+    operation: str,
+    model: str,
+    backend: str | None,
+    key_id: str | None,
+    status: int,
+    ending: str,
+    attempts: int,
+    prompt_tokens: int,
+    completion_tokens: int,
+    duration_ms: float,
+    ttft_ms: float | None,
+) -> bytes:
+    """Of the request log (`gateway.metering.log`): an object."""
+    return orjson.dumps(
+        {
+            "event": "request",
+            "at": _rounded(started_at),
+            "request_id": request_id,
+            "operation": operation,
+            "model": model,
+            "backend": backend,
+            "key_id": key_id,
+            "status": status,
+            "ending": ending,
+            "attempts": attempts,
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "duration_ms": _rounded(duration_ms),
+            "ttft_ms": _rounded(ttft_ms),
+        },
+        option=_APPEND_NEWLINE,
+    )
+
+
 def _rounded(value: float | None) -> float | None:
-    return None if value is None or not abs(value) < _MOST else round(value, 6)
+    return None if value is None or not abs(value) < _MOST else round(value, 6) + 0.0  # never -0.0
 
 
 def parse_lines(data: bytes) -> tuple[list[list[Any]], dict[str, str], list[str]]:

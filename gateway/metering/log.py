@@ -9,14 +9,15 @@ import logging
 import os
 import sys
 import traceback
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import structlog
 
+from gateway.metering.lines import request_line
 from gateway.metering.record import UsageRecord
 
-_BATCH_LINES = 256
+_BATCH_LINES: Final = 256
 
 
 class RequestLog:
@@ -58,7 +59,8 @@ class RequestLog:
         """Write what has gathered. Never raises: a log that cannot be written must not stop a request."""
         if not self._ended and not self._lines:
             return
-        data, count = b"".join(self._lines) + _request_lines(self._ended), len(self._lines) + len(self._ended)
+        count = len(self._lines) + len(self._ended)
+        data = b"".join(self._lines) + b"".join([_request_line(record) for record in self._ended])
         self._ended.clear()
         self._lines = []
         try:
@@ -72,33 +74,11 @@ class RequestLog:
         return lost
 
 
-def _request_lines(records: list[UsageRecord]) -> bytes:
-    """A line for each. Written as one array and taken apart: a third of the time of one call each. The seam cannot stand inside a value,
-    where a quotation mark is escaped, nor does a value hold an object.
-    """
-    if not records:
-        return b""
-    array = orjson.dumps([_fields(record) for record in records])
-    return array[1:-1].replace(b'},{"event":', b'}\n{"event":') + b"\n"
-
-
-def _fields(r: UsageRecord) -> dict[str, Any]:
-    return {  # as they are: rounding would cost as much as writing all the rest
-        "event": "request",
-        "at": r.started_at,
-        "request_id": r.request_id,
-        "operation": r.operation,
-        "model": r.model,
-        "backend": r.backend,
-        "key_id": r.key_id,
-        "status": r.status,
-        "ending": r.ending,
-        "attempts": r.attempts,
-        "prompt_tokens": r.prompt_tokens,
-        "completion_tokens": r.completion_tokens,
-        "duration_ms": r.duration_ms,
-        "ttft_ms": r.ttft_ms,
-    }
+def _request_line(r: UsageRecord) -> bytes:
+    return request_line(
+        r.started_at, r.request_id, r.operation, r.model, r.backend, r.key_id, r.status, r.ending, r.attempts,
+        r.prompt_tokens, r.completion_tokens, r.duration_ms, r.ttft_ms,
+    )  # fmt: skip
 
 
 def _places(exc_info: Any) -> str:

@@ -27,10 +27,10 @@ from typing import Final
 
 from gateway.errors import LedgerFull
 
-SUFFIX = ".slots"
+SUFFIX: Final = ".slots"
 _SLOT_BYTES: Final = 512
 _WORDS: Final = 64
-_FIRST_SLOTS = 256
+_FIRST_SLOTS: Final = 256
 _BACKEND_AT: Final = 88
 _PRICE_AT: Final = 416
 _MOST_TARGETS: Final = 256

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Final
 
 ENDINGS = ("success", "rejected", "upstream_error", "timeout", "client_gone", "shutdown", "interrupted")
 TOKEN_SOURCES = ("backend", "tokenizer", "estimate")
-MAX_COST_PUSD = 2**63 - 1  # of one request, 9.2 million USD: what a BIGINT holds. What a backend's report makes dearer is booked at this
+# Of one request, 9.2 million USD: what a BIGINT holds. What a backend's report makes dearer is booked at this.
+MAX_COST_PUSD: Final = 2**63 - 1
 
 
 @dataclass(slots=True, init=False)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import orjson
 
-MAX_BYTES = 640
+MAX_BYTES: Final = 640
 """No text is longer. What a request may try is bounded, but not by so little: what does not fit is told by its number alone."""
 
-NOT_TOLD = '[["\u2026","not told",0.0]]'
+NOT_TOLD: Final = '[["\u2026","not told",0.0]]'
 """In place of a text for which there was no room."""
 
-_NAME_CHARS = 64
-_CUT = "\u2026"
+_NAME_CHARS: Final = 64
+_CUT: Final = "\u2026"
 
 
 def tried_text(attempts: list[tuple[str, str, float]]) -> str | None:

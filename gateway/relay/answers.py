@@ -6,7 +6,7 @@ import math
 import re
 import time
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _OURS = frozenset((401, 402, 403, 407))
 _BUSY = frozenset((503, 529))
 _CLIENTS = frozenset((400, 404, 413, 422))
-_FULL_PARSE_BELOW = 1_000_000
+_FULL_PARSE_BELOW: Final = 1_000_000
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"|response\.completed|message_stop')
 _OVERFLOW = re.compile(r"maximum context length is \d+ tokens")
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from backends.errors import ConnectTimedOut, NotReady, StaleConnection
 from gateway.errors import GatewayError, InternalError, ModelLoading, UpstreamFailed, UpstreamTimeout
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from gateway.relay.flow import Flow
     from gateway.routing.table import Target
 
-_LINGER_S = 1.0  # how long a backend may take to end its message behind [DONE] before its connection is given up
-_RAW_TAIL_BYTES = 4096  # of a raw JSON answer: its usage stands at the end
-_SENT_AGAIN_S = 0.25  # at most, between two looks at whether a request has left
-_WEIGHED_FROM_BYTES = 1_000_000  # a whole answer above this counts against the memory that the process may hold
+_LINGER_S: Final = 1.0  # how long a backend may take to end its message behind [DONE] before its connection is given up
+_RAW_TAIL_BYTES: Final = 4096  # of a raw JSON answer: its usage stands at the end
+_SENT_AGAIN_S: Final = 0.25  # at most, between two looks at whether a request has left
+_WEIGHED_FROM_BYTES: Final = 1_000_000  # a whole answer above this counts against the memory that the process may hold
 
 
 class Attempt:

@@ -21,7 +21,7 @@ from collections import deque
 from email.utils import formatdate
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
 import structlog
@@ -48,23 +48,23 @@ if TYPE_CHECKING:
 
 logger = structlog.get_logger(__name__)
 
-MAX_HEAD_BYTES = 32 * 1024
-MAX_HEADERS = 100
-KEEP_ALIVE_S = 75.0
-HEAD_S = 30.0  # from the first byte of a head to its end
-BODY_S = 60.0  # between two reads of a body; for the whole of it there is `Relay.timeout_body_s`
-DISCARD_S = 2.0  # how long the rest of a refused body is read and dropped before the connection is closed
-DISCARD_BYTES = 1_000_000  # a refused body up to this is read to its end, so that the connection can be kept
-MAX_WAITING_BYTES = 1_000_000  # of a body whose request waits behind a running one: its credential has not been looked at
-MAX_PIPELINED = 16
-FRAMING_BYTES = 256_000  # chunk sizes, extensions and trailers of one body may take this, and FRAMING_RATIO times the body itself
-FRAMING_RATIO = 16
-TICK_S = 0.1
+MAX_HEAD_BYTES: Final = 32 * 1024
+MAX_HEADERS: Final = 100
+KEEP_ALIVE_S: Final = 75.0
+HEAD_S: Final = 30.0  # from the first byte of a head to its end
+BODY_S: Final = 60.0  # between two reads of a body; for the whole of it there is `Relay.timeout_body_s`
+DISCARD_S: Final = 2.0  # how long the rest of a refused body is read and dropped before the connection is closed
+DISCARD_BYTES: Final = 1_000_000  # a refused body up to this is read to its end, so that the connection can be kept
+MAX_WAITING_BYTES: Final = 1_000_000  # of a body whose request waits behind a running one: its credential has not been looked at
+MAX_PIPELINED: Final = 16
+FRAMING_BYTES: Final = 256_000  # chunk sizes, extensions and trailers of one body may take this, and FRAMING_RATIO times the body itself
+FRAMING_RATIO: Final = 16
+TICK_S: Final = 0.1
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: closing sends RST
 
 # Client headers that a backend may see. Everything else, credentials above all, stays here.
 _FORWARDED = frozenset((b"traceparent", b"tracestate", b"openai-beta", b"anthropic-version", b"anthropic-beta", b"accept-language"))
-_EXPOSED = (
+_EXPOSED: Final = (
     b"access-control-expose-headers: x-request-id, retry-after, retry-after-ms, x-should-retry, "
     b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
     b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, "

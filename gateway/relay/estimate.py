@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.metering.record import MAX_COST_PUSD
 from gateway.relay.tokenize import prompt_tokens
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from gateway.runtime import TokenizerSource
     from gateway.wire.body import Peek
 
-_EXACT_BELOW_BYTES = 4096
-_MOST_TOKENS = 10**15  # no limit that can be set is higher; a client's absurd number stays a number that can be written down
-_FILE_TOKENS = 8192
+_EXACT_BELOW_BYTES: Final = 4096
+_MOST_TOKENS: Final = 10**15  # no limit that can be set is higher; a client's absurd number stays a number that can be written down
+_FILE_TOKENS: Final = 8192
 _PICTURES = frozenset(("image", "images", "mask"))  # what edits take as JSON
-_TEMPLATE_TOKENS = 64  # what a chat template puts around messages, beyond the JSON that the body spends on them
+_TEMPLATE_TOKENS: Final = 64  # what a chat template puts around messages, beyond the JSON that the body spends on them
 
 
 class Reservation:

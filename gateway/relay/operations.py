@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from gateway.errors import GatewayError, InvalidRequest, NotFound
 from gateway.wire import body as wire_body
@@ -14,10 +14,10 @@ from gateway.wire.body import Peek
 from gateway.wire.protocols import INPUT, MESSAGES, OPENAI, RAW, RESPONSES, WireProtocol
 
 _OUTPUT_LIMITS = frozenset(("max_tokens", "max_completion_tokens", "max_output_tokens"))
-_JSON = b"application/json"
+_JSON: Final = b"application/json"
 
 
-MAX_MESSAGES = 10_000  # of one request; each costs an object here, whatever its text
+MAX_MESSAGES: Final = 10_000  # of one request; each costs an object here, whatever its text
 
 
 class Form(Enum):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import orjson
 import structlog
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 logger = structlog.get_logger(__name__)
 
-_LONGEST_S = 600.0  # then a copy is given up
-_KEPT_BYTES = 1_000_000  # of an answer larger than this, the tokens are not looked for
+_LONGEST_S: Final = 600.0  # then a copy is given up
+_KEPT_BYTES: Final = 1_000_000  # of an answer larger than this, the tokens are not looked for
 
 
 class Original:

@@ -5,7 +5,7 @@ Pure: bytes in, bytes out. It knows nothing of sockets, clocks or settlement; `r
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import orjson
 
@@ -14,7 +14,7 @@ from gateway.relay import answers
 from gateway.wire import sse
 from gateway.wire.usage import without_usage_events
 
-_SILENT_EVENTS = 4  # at most, before an answer that we see no words in is taken for one whose words we cannot see
+_SILENT_EVENTS: Final = 4  # at most, before an answer that we see no words in is taken for one whose words we cannot see
 
 if TYPE_CHECKING:
     from gateway.relay.relayed import Relayed

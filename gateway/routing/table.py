@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 from auth.principal import Budget, Limited, Limits, TokenBudget
 from backends.base import Backend
@@ -16,10 +16,10 @@ from gateway.routing.policies import Arms, Canary, Experiment, Policy, Shadow
 from gateway.routing.prices import DatedPricesEntry, PricesEntry, entries_of, seconds_of
 from gateway.routing.retries import RATIO, RetryBudget
 
-DEFAULT_MAX_OUTPUT_TOKENS = 1024
-DEFAULT_MAX_ATTEMPTS = 2
+DEFAULT_MAX_OUTPUT_TOKENS: Final = 1024
+DEFAULT_MAX_ATTEMPTS: Final = 2
 
-_SECRET_CHARS = 8  # of a backend's credential: shorter ones are words
+_SECRET_CHARS: Final = 8  # of a backend's credential: shorter ones are words
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,11 +83,12 @@ def is_of_the_rows(error: Exception) -> bool:
 
 def _by_day(columns: Columns) -> dict[int, Columns]:
     """The rows of each day, the days in order."""
-    days_of = [int(start // DAY_S) for start in columns[_STARTED_AT]]
-    found = sorted(set(days_of))
+    started_at = columns[_STARTED_AT]
+    found = sorted(days.days_of(started_at))
     if len(found) == 1:
         return {found[0]: columns}
-    return {day: [list(compress(column, map(day.__eq__, days_of))) for column in columns] for day in found}
+    of_rows = [int(at_s // DAY_S) for at_s in started_at]
+    return {day: [list(compress(column, map(day.__eq__, of_rows))) for column in columns] for day in found}
 
 
 async def _insert_day(conn: AsyncConnection, table: Table, columns: Columns) -> Columns:

@@ -77,6 +77,14 @@ def day_of(at_s: float) -> int:
     return int(at_s // DAY_S)
 
 
+def days_of(started_at: Sequence[float]) -> set[int]:
+    """Of many moments, mostly of one day."""
+    if not started_at:
+        return set()
+    first, last = day_of(min(started_at)), day_of(max(started_at))
+    return {first} if first == last else {day_of(at_s) for at_s in started_at}
+
+
 @cache
 def name_of(day: int) -> str:
     """`usage_20260301`."""
@@ -124,7 +132,7 @@ class Days:
 
     async def ready(self, db: Database, started_at: Sequence[float]) -> None:
         """See that there is a table for each of these moments. A transaction of its own: the rows' need not hold the lock."""
-        missing = {int(at_s // DAY_S) for at_s in started_at} - self._known
+        missing = days_of(started_at) - self._known
         if missing:
             async with db.write() as conn:
                 await create(conn, missing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -29,9 +29,12 @@ class Uses:
         if at > self._waiting.get(key_id, 0.0):
             self._waiting[key_id] = at
 
-    def note_all(self, key_ids: Iterable[str | None], times: Iterable[float]) -> None:
+    def note_all(self, key_ids: Sequence[str | None], times: Sequence[float]) -> None:
         """One pair for each request; None: it came with a login token."""
-        waiting = self._waiting
+        waiting, first = self._waiting, key_ids[0] if key_ids else None
+        if first is not None and key_ids.count(first) == len(key_ids):
+            self.note(first, max(times))
+            return
         for key_id, at in zip(key_ids, times, strict=True):
             if key_id is not None and at > waiting.get(key_id, 0.0):
                 waiting[key_id] = at

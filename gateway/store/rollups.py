@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import Any
 
 from gateway.store.days import COLUMNS, DAY_S
-from gateway.store.rows import Columns
+from gateway.store.rows import Columns, repeated
 from gateway.store.tables import usage_by_hour, usage_totals
 
 HOUR_S = 3600
@@ -27,6 +27,7 @@ _READ = (
     "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_pusd",
 )  # fmt: skip
 _READ_AT = tuple(COLUMNS.index(name) for name in _READ)
+_NAMED_AT, _SUMMED_AT = _READ_AT[1:10], _READ_AT[10:]
 _COMMON = tuple(name for name in BUCKET if name not in ("user_id", "key_id"))
 _COMMON_AT = tuple(BUCKET.index(name) for name in _COMMON)
 
@@ -94,6 +95,10 @@ def fold(columns: Columns) -> Folded:
 
 def hours_of(columns: Columns, hours: Cells) -> Cells:
     """Adds the rows to the buckets of `hours`."""
+    one = _of_one_bucket(columns)
+    if one is not None:
+        _add(hours, *one)
+        return hours
     for at, user_id, key_id, model, backend, ending, team_id, revision, experiment, arm, prompt, completion, cached, reasoning, cost in zip(
         *(columns[at] for at in _READ_AT), strict=True
     ):
@@ -112,6 +117,22 @@ def hours_of(columns: Columns, hours: Cells) -> Cells:
             cell[4] += reasoning
             cell[5] += cost
     return hours
+
+
+def _of_one_bucket(columns: Columns) -> tuple[Key, list[int]] | None:
+    """Of rows that all fall into one bucket, as most of a batch may: it, and what they add."""
+    started_at = columns[_READ_AT[0]]
+    named = [columns[at] for at in _NAMED_AT]
+    if not started_at or len(repeated(named)) < len(named):
+        return None
+    first, last = int(min(started_at) // HOUR_S), int(max(started_at) // HOUR_S)
+    if first != last:
+        return None
+    user_id, key_id, model, backend, ending, team_id, revision, experiment, arm = [column[0] for column in named]
+    bucket = (
+        first * HOUR_S, user_id, key_id or "", model, backend or "", ending, team_id or "", revision or 0, experiment or "", arm or "",
+    )  # fmt: skip
+    return bucket, [len(started_at), *(sum(columns[at]) for at in _SUMMED_AT)]
 
 
 def derived(hours: Cells) -> Folded:

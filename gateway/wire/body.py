@@ -13,13 +13,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from gateway.errors import InvalidRequest
 
-MAX_CHOICES = 128  # as OpenAI has it
+MAX_CHOICES: Final = 128  # as OpenAI has it
 LIMIT_NAMES = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 ACTED_ON = frozenset({"model", "stream", "stream_options", "n", "best_of", *LIMIT_NAMES})
 
@@ -33,8 +33,8 @@ _COMMON = ACTED_ON | frozenset(
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]', re.DOTALL)
 # \u0041 to \u007a spell ASCII letters and the underscore: no client escapes those, so a body with one gets the exact scan.
 _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
-_LONG_BYTES = 16_384
-_MOST_QUOTES = 256
+_LONG_BYTES: Final = 16_384
+_MOST_QUOTES: Final = 256
 _WRITTEN = {key: b'"' + key.encode() + b'"' for key in ACTED_ON}
 _EMPTY = re.compile(rb"\s*}")
 _VALUE_AFTER_KEY = re.compile(rb'\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*"|[^\s",{}\[\]]+)')

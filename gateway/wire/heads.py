@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import math
+from typing import Final
 
 import orjson
 
@@ -21,12 +22,12 @@ def _status_line(status: int) -> bytes:
 
 STATUS_LINES = {status: _status_line(status) for status in range(100, 600)}
 
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-JSON = b"content-type: application/json\r\n"
-SSE = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
-CHUNKED = b"transfer-encoding: chunked\r\n"
-CLOSE = b"connection: close\r\n"
-LAST_CHUNK = b"0\r\n\r\n"
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+JSON: Final = b"content-type: application/json\r\n"
+SSE: Final = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
+CHUNKED: Final = b"transfer-encoding: chunked\r\n"
+CLOSE: Final = b"connection: close\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
 def error_answer(error: GatewayError, protocol: WireProtocol = OPENAI) -> tuple[bytes, bytes]:

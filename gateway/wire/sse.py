@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Final
 
 import orjson
 
-DONE = b"data: [DONE]\n\n"
-MAX_EVENT_BYTES = 1_000_000
+DONE: Final = b"data: [DONE]\n\n"
+MAX_EVENT_BYTES: Final = 1_000_000
 
 # A blank line: two line ends in a row, each of CR LF, LF or CR.
 _BLANK = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n)(?!\Z))")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from gateway.wire import sse
 
-_USAGE_BYTES = 4096  # no usage object is larger
-MAX_TOKENS = 10**9  # a count above this is a fault of the backend, and its price would not fit into the store
+_USAGE_BYTES: Final = 4096  # no usage object is larger
+MAX_TOKENS: Final = 10**9  # a count above this is a fault of the backend, and its price would not fit into the store
 
 
 class Usage(NamedTuple):

@@ -35,7 +35,7 @@ def test_all_is_well(ready: Gateway, writer: SegmentWriter) -> None:
     write(writer, time.time())
     told = finding(ready)
     assert told["ok"]
-    assert told["message"].startswith("4 of 4,096 MB in 1 segments")
+    assert told["message"].startswith("16 of 4,096 MB in 1 segments")
 
 
 def test_what_waits_too_long(ready: Gateway, writer: SegmentWriter) -> None:
@@ -49,7 +49,7 @@ def test_what_waits_too_long(ready: Gateway, writer: SegmentWriter) -> None:
 
 
 def test_little_room(ready: Gateway, writer: SegmentWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GATEWAY_LEDGER_MAX_MB", "4")
+    monkeypatch.setenv("GATEWAY_LEDGER_MAX_MB", "18")
     told = finding(ready)
     assert not told["ok"]
     assert "nearly full" in told["message"]

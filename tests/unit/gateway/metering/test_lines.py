@@ -60,6 +60,17 @@ def test_an_ending_is_the_same_in_both(values: tuple[Any, ...]) -> None:
     assert orjson.loads(taken.end_line(*values)) == orjson.loads(PYTHON.end_line(*values)) == ["E", *values]
 
 
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.tuples(PLACES, WORDS, WORDS, WORDS, WORD_OR_NONE, WORD_OR_NONE, WHOLE, WORDS, WHOLE, WHOLE, WHOLE, TIMES, TIMES))
+def test_a_line_of_the_log_is_the_same_in_both(values: tuple[Any, ...]) -> None:
+    written = taken.request_line(*values)
+    told = orjson.loads(written)
+    assert told == orjson.loads(PYTHON.request_line(*values))
+    assert list(told.values()) == ["request", *values]
+    assert written.endswith(b"}\n")
+    assert written.count(b"\n") == 1
+
+
 @pytest.mark.parametrize("module", [taken, PYTHON], ids=["taken", "python"])
 def test_text_is_escaped_and_long_text_has_room(module: ModuleType) -> None:
     text = "".join(map(chr, range(300))) * 100 + "\U0001f511"
