@@ -121,7 +121,6 @@ class SegmentWriter:
                 raise LedgerFull("The gateway's ledger has no room left; try again later.", retry_after_s=10)
             self._open()
         except OSError:
-            self._full_until_s = time.monotonic() + _LOOK_S
             raise LedgerFull("The gateway cannot write its ledger now; try again later.", retry_after_s=10) from None
         memory.close()
         if self._syncs:
