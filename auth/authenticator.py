@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from hmac import compare_digest
 
-from auth.credential import Shown
+from auth.credential import Shown, looks_like_token
 from auth.errors import CredentialInvalid, CredentialMissing, StoreAway
 from auth.keys import digest, looks_like_key
 from auth.ports import CredentialStore, TokensOfOthers
 from auth.principal import Principal
-from auth.tokens import AccessTokens, looks_like_token
+from auth.tokens import AccessTokens
 
 
 class Authenticator:

@@ -41,3 +41,8 @@ def credential_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     if not found:
         raise CredentialMissing
     return found
+
+
+def looks_like_token(credential: bytes) -> bool:
+    """A JWT: three parts between two dots, the first a JSON object in base64url. An API key never has a dot."""
+    return credential.startswith(b"eyJ") and credential.count(b".") == 2

@@ -13,8 +13,8 @@ from __future__ import annotations
 import itertools
 import re
 
+from auth.credential import looks_like_token
 from auth.keys import PREFIX, looks_like_key
-from auth.tokens import looks_like_token
 
 MIN_CHARS, MAX_CHARS = 20, 512
 _MIN_REST_CHARS = 16

@@ -205,11 +205,6 @@ class AccessTokens:
         return known[-1] if known else (lasting or self._keys)[0]
 
 
-def looks_like_token(credential: bytes) -> bool:
-    """A JWT: three parts between two dots, the first a JSON object in base64url. An API key never has a dot."""
-    return credential.startswith(b"eyJ") and credential.count(b".") == 2
-
-
 def _prepared(material: Any, algorithm: str) -> Key:
     """Built once: jose would parse a private key for every signature. That it takes the objects of `cryptography` its stubs do not say."""
     return jwk.construct(material, algorithm)

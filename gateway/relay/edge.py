@@ -144,9 +144,15 @@ class Edge(HttpToolsProtocol):
         self._unsent_bytes = 0  # in the write buffer when the deadline of an answered request passed
         self._closing = False  # no further request will be answered
         self.shown = Shown()
+        # As uvicorn's own attributes of these names, which the compiler of this file cannot see: each look at one cost ten times as much.
+        self._url = b""
+        self._fields: list[tuple[bytes, bytes]] = []  # headers, with lower-case names
+        self._parser: Any = self.parser
+        self._state: Any = self.server_state
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        self._transport: asyncio.Transport = transport
         self.deadline_s = time.monotonic() + KEEP_ALIVE_S
 
     # reading
@@ -160,7 +166,7 @@ class Edge(HttpToolsProtocol):
         self._begun = 0
         self._read_bytes = len(data)
         try:
-            self.parser.feed_data(data)
+            self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as error:
             if not self._discarding:
                 self._without_upgrade(data[error.args[0] :])
@@ -183,11 +189,11 @@ class Edge(HttpToolsProtocol):
         elif reading is not None and self._newest is reading:
             reading.raw_bytes += len(data)
             if reading.raw_bytes - FRAMING_BYTES > reading.body_bytes * FRAMING_RATIO:
-                self.transport.abort()
+                self._transport.abort()
 
     def on_message_begin(self) -> None:
-        self.url = b""
-        self.headers = []
+        self._url = b""
+        self._fields = []
         self._in_head = True
         self._head_bytes = 0
         self._begun += 1
@@ -195,15 +201,15 @@ class Edge(HttpToolsProtocol):
             self.deadline_s = self.relay.clock.now_s + HEAD_S
 
     def on_url(self, url: bytes) -> None:
-        self.url = self.url + url  # not +=: the attribute is uvicorn's, which the compiler of this file cannot see
+        self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # afterwards it is a trailer: it must never be read as a header
-            self.headers.append((name.lower(), value))
+            self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        parser = self.parser
+        parser = self._parser
         if self._discarding or parser.should_upgrade():  # an upgrade's body is left unread by the parser: see `_without_upgrade`
             return
         request = Request()
@@ -211,7 +217,7 @@ class Edge(HttpToolsProtocol):
         version = parser.get_http_version()
         request.http10 = version != "1.1"
         request.keep_alive = not request.http10 and parser.should_keep_alive()
-        operation = ROUTES.get(self.url.partition(b"?")[0]) if parser.get_method() == b"POST" else None
+        operation = ROUTES.get(self._url.partition(b"?")[0]) if parser.get_method() == b"POST" else None
         request.operation = operation or CONTROL
         self._freeze(request)
         if request.http10 and version != "1.0":  # llhttp takes a line without a version for HTTP/0.9, and 2.0 too
@@ -227,8 +233,8 @@ class Edge(HttpToolsProtocol):
             self._open(request)
 
     def _freeze(self, request: Request) -> None:
-        """Everything that the relay wants of the head, in one pass. Nothing reads `self.headers` of this request afterwards."""
-        request.headers = self.headers
+        """Everything that the relay wants of the head, in one pass. Nothing reads `self._fields` of this request afterwards."""
+        request.headers = headers = self._fields
         request.id = next(self.relay.ids)
         request.content_length = -1
         request.content_type = b""
@@ -239,7 +245,7 @@ class Edge(HttpToolsProtocol):
         hosts = 0
         encoded = False
         codings: tuple[bytes, ...] = ()
-        for name, value in self.headers:
+        for name, value in headers:
             if name == b"host":
                 hosts += 1
             elif name == b"content-length":
@@ -264,7 +270,7 @@ class Edge(HttpToolsProtocol):
             refusal = InvalidRequest("The request must have exactly one Host header.")
         elif codings and codings != (b"chunked",):  # llhttp looks at the last coding alone; the way to smuggle past one that looks at all
             refusal = InvalidRequest("The only Transfer-Encoding taken is 'chunked', once.")
-        elif len(self.headers) > MAX_HEADERS:
+        elif len(headers) > MAX_HEADERS:
             refusal = HeadersTooLarge(f"The request has more than {MAX_HEADERS} headers.")
         elif self._head_bytes + self._read_bytes > MAX_HEAD_BYTES and self._measured_head() > MAX_HEAD_BYTES:
             refusal = _head_too_large()
@@ -277,7 +283,7 @@ class Edge(HttpToolsProtocol):
             request.keep_alive = False
 
     def _measured_head(self) -> int:
-        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        return len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._fields)
 
     def on_body(self, body: bytes) -> None:
         request = self._newest
@@ -304,7 +310,7 @@ class Edge(HttpToolsProtocol):
                 request.keep_alive = False
                 flow.refuse(flow.too_much_held())
         elif request.body_bytes > MAX_WAITING_BYTES or relay.held_bytes > relay.max_held_bytes:
-            self.transport.abort()  # it waits behind a running request: nobody to tell
+            self._transport.abort()  # it waits behind a running request: nobody to tell
 
     def on_message_complete(self) -> None:
         request = self._newest
@@ -348,7 +354,7 @@ class Edge(HttpToolsProtocol):
             return
         self._await_body(request)
         if request.expects_continue and not request.complete:
-            self.transport.write(heads.CONTINUE)
+            self._transport.write(heads.CONTINUE)
 
     def _await_body(self, request: Request) -> None:
         """More of the body is to come: within `BODY_S`, and all of it by `body_due_s`.
@@ -372,7 +378,7 @@ class Edge(HttpToolsProtocol):
             cycle.message_event.set()
             self._refuse_unread(error)
         else:
-            self.transport.abort()
+            self._transport.abort()
 
     def _body_complete(self, request: Request) -> None:
         flow = request.flow
@@ -389,7 +395,7 @@ class Edge(HttpToolsProtocol):
         """The first request is answered and its body is read: on to the next, in a fresh call (never recursive)."""
         request = self._queue.popleft()
         self._release(request)
-        if self._closing or self.transport.is_closing():
+        if self._closing or self._transport.is_closing():
             return
         self.deadline_s = self.relay.clock.now_s + KEEP_ALIVE_S
         if self._queue:
@@ -397,7 +403,7 @@ class Edge(HttpToolsProtocol):
 
     def _turn(self) -> None:
         """Open the request that is first now, once the client has taken most of what was written for those before it."""
-        if not self._queue or self._queue[0].opened or self.write_paused or self.transport.is_closing():
+        if not self._queue or self._queue[0].opened or self.write_paused or self._transport.is_closing():
             return
         request = self._queue[0]
         self._open(request)
@@ -422,7 +428,7 @@ class Edge(HttpToolsProtocol):
         if not request.complete and (request.expects_continue or request.content_length > DISCARD_BYTES):
             request.keep_alive = False
         head = self._head(request, status, lines) + b"content-length: %d\r\n\r\n" % len(body)
-        self.transport.write(head + body)
+        self._transport.write(head + body)
         self._answered(request)
 
     def write_head(self, request: Request, status: int, lines: bytes, by_close: bool = False) -> None:
@@ -431,28 +437,28 @@ class Edge(HttpToolsProtocol):
             request.http10 = True
         if request.http10:
             request.keep_alive = False
-            self.transport.write(self._head(request, status, lines) + b"\r\n")
+            self._transport.write(self._head(request, status, lines) + b"\r\n")
         else:
-            self.transport.write(self._head(request, status, lines) + b"transfer-encoding: chunked\r\n\r\n")
+            self._transport.write(self._head(request, status, lines) + b"transfer-encoding: chunked\r\n\r\n")
 
     def write_piece(self, request: Request, data: bytes) -> None:
         """A piece of a stream."""
-        self.transport.write(data if request.http10 else b"%x\r\n%b\r\n" % (len(data), data))
+        self._transport.write(data if request.http10 else b"%x\r\n%b\r\n" % (len(data), data))
 
     def write_last(self, request: Request, data: bytes) -> None:
         """The last piece of a stream (may be empty) and its end, in one write."""
         if request.http10:
-            self.transport.write(data)
+            self._transport.write(data)
         else:
-            self.transport.write(heads.chunk(data) + heads.LAST_CHUNK if data else heads.LAST_CHUNK)
+            self._transport.write(heads.chunk(data) + heads.LAST_CHUNK if data else heads.LAST_CHUNK)
         self._answered(request)
 
     def cut(self, request: Request) -> None:
         """The answer broke off and cannot say so in its own words: end the connection without the end of the message."""
         self._closing = True
         if request.http10:  # there an orderly end of the connection is the end of the message: reset it
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self.transport.abort()
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._transport.abort()
 
     def _head(self, request: Request, status: int, lines: bytes) -> bytes:
         relay = self.relay
@@ -473,7 +479,7 @@ class Edge(HttpToolsProtocol):
 
     def _answered(self, request: Request) -> None:
         """The answer to the first request is written."""
-        self.server_state.total_requests += 1
+        self._state.total_requests += 1
         self._unsent_bytes = 0
         if not request.complete:
             self.drop_body(request)
@@ -485,7 +491,7 @@ class Edge(HttpToolsProtocol):
         else:
             self._closing = True
             self.deadline_s = self.relay.clock.now_s + KEEP_ALIVE_S  # for the client to take what was written
-            self.transport.close()
+            self._transport.close()
 
     # the ways a connection goes wrong
 
@@ -506,7 +512,7 @@ class Edge(HttpToolsProtocol):
     def _refuse_head(self, error: GatewayError) -> None:
         """Refuse a request whose head cannot be read, and close."""
         if self._queue:  # an answer is under way: anything written now would land inside it
-            self.transport.abort()
+            self._transport.abort()
             return
         self._refuse_unread(error)
 
@@ -515,27 +521,27 @@ class Edge(HttpToolsProtocol):
         lines, body = heads.error_answer(error)
         request_id = b"x-request-id: " + next(self.relay.ids).encode() + b"\r\n"
         head = heads.STATUS_LINES[error.status] + self.relay.clock.date_line + lines + request_id + heads.CLOSE
-        self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        self._transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
         self._discard()
 
     def _discard(self) -> None:
         """Close, but read on for a moment: closing with unread bytes would reset the connection under the answer just written."""
         self._closing = self._discarding = True
         self.deadline_s = self.relay.clock.now_s + DISCARD_S
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
         self.flow.resume_reading()
 
     def _without_upgrade(self, rest: bytes) -> None:
         """An Upgrade that we do not do (h2c, websocket): the request is an ordinary one. Replay its head without it, then what follows."""
-        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        method, version = self._parser.get_method(), self._parser.get_http_version().encode()
         if method == b"CONNECT":
             self._garbage()
             return
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-        lines = [method + b" " + self.url + b" HTTP/" + version]
-        for name, value in self.headers:
+        self._parser = httptools.HttpRequestParser(self)
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        lines = [method + b" " + self._url + b" HTTP/" + version]
+        for name, value in self._fields:
             if name == b"connection":
                 value = b", ".join(token for token in value.split(b",") if token.strip().lower() not in (b"upgrade", b"http2-settings"))
             if name not in (b"upgrade", b"http2-settings"):
@@ -560,7 +566,7 @@ class Edge(HttpToolsProtocol):
                     logger.exception("a request whose client left could not be ended", request_id=request.id)
             self._release(request)
         self.flow.resume_writing()
-        self.parser = None
+        self._parser = None
 
     def pause_writing(self) -> None:
         self.flow.pause_writing()
@@ -596,16 +602,16 @@ class Edge(HttpToolsProtocol):
         elif late is not None:
             self._body_late(late)
         elif unsent or self._queue:  # a head that does not come, the rest of a refused body, an answer that is not taken
-            self.transport.abort()
+            self._transport.abort()
         else:  # idle too long
-            self.transport.close()
+            self._transport.close()
 
     def _count_unsent(self) -> int:
         """Bytes written here that the client has not acknowledged: ours, and those that the kernel holds."""
-        unsent = self.transport.get_write_buffer_size()
+        unsent = self._transport.get_write_buffer_size()
         if unsent:
             try:
-                raw = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, b"\0" * 4)
+                raw = fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, b"\0" * 4)
             except OSError:
                 return unsent
             unsent += int.from_bytes(raw, sys.byteorder)
@@ -615,7 +621,7 @@ class Edge(HttpToolsProtocol):
 
     def _asgi_body(self, request: Request, cycle: RequestResponseCycle, body: bytes) -> None:
         if request.body_bytes > self.relay.max_body_bytes:
-            self.transport.abort()
+            self._transport.abort()
             return
         if request.opened:
             self._await_body(request)
@@ -627,27 +633,27 @@ class Edge(HttpToolsProtocol):
 
     def _make_cycle(self, request: Request) -> None:
         """A request for the control plane, as uvicorn makes it."""
-        url = httptools.parse_url(self.url)
+        url = httptools.parse_url(self._url)
         raw_path = url.path or b"/"
         path = raw_path.decode("latin-1")
         scope: Any = {
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
-            "http_version": self.parser.get_http_version(),
+            "http_version": self._parser.get_http_version(),
             "server": self.server,
             "client": self.client,
             "scheme": self.scheme,
             "root_path": self.root_path,
-            "headers": self.headers,
+            "headers": self._fields,
             "state": self.app_state.copy(),
-            "method": self.parser.get_method().decode("ascii"),
+            "method": self._parser.get_method().decode("ascii"),
             "path": self.root_path + (urllib.parse.unquote(path) if "%" in path else path),
             "raw_path": self.root_path.encode("ascii") + raw_path,
             "query_string": url.query or b"",
         }
         request.cycle = RequestResponseCycle(
             scope=scope,
-            transport=self.transport,
+            transport=self._transport,
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,
@@ -661,8 +667,8 @@ class Edge(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """ASGI has answered the first request."""
-        self.server_state.total_requests += 1
-        if self.transport.is_closing() or not self._queue:
+        self._state.total_requests += 1
+        if self._transport.is_closing() or not self._queue:
             return
         self.flow.resume_reading()
         self._next()
@@ -683,7 +689,7 @@ class Edge(HttpToolsProtocol):
         """The drain time is over: end what runs, say so, settle it, close."""
         if self._queue and self._queue[0].flow is not None:
             self._queue[0].flow.shut_down()
-        self.transport.abort() if self.transport.get_write_buffer_size() else self.transport.close()
+        self._transport.abort() if self._transport.get_write_buffer_size() else self._transport.close()
 
 
 def _head_too_large() -> HeadersTooLarge:

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from auth.credential import looks_like_token
 from auth.errors import CredentialInvalid
 from auth.ports import UserRecord
 from auth.principal import Principal, Role
 from auth.signing import SigningKey
-from auth.tokens import AccessTokens, looks_like_token
+from auth.tokens import AccessTokens
 
 SECRET = bytes(range(32))
 OTHER = bytes(range(100, 132))
