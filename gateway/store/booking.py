@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import chain, compress, count, repeat
 from typing import Any
@@ -110,7 +110,10 @@ async def _insert_rows(conn: AsyncConnection, table: Table, columns: Columns) ->
     shared.pop(_REQUEST_ID, None)
     own = [column for at, column in enumerate(columns) if at not in shared]
     rows = zip(*(repeat(shared[at]) if at in shared else column for at, column in enumerate(columns)), strict=False)
-    await _insert(conn, table, list(chain.from_iterable(zip(*own, map(digest, rows), strict=True))), shared)
+    digests: Iterable[Any] = map(digest, rows)
+    if conn.dialect.name == "sqlite":
+        digests = map(bytearray, digests)  # the driver looks for an adapter of bytes, each time, and finds none
+    await _insert(conn, table, list(chain.from_iterable(zip(*own, digests, strict=True))), shared)
 
 
 async def _execute(conn: AsyncConnection, statement: str, rows: list[tuple[Any, ...]] | None = None) -> None:
