@@ -150,6 +150,7 @@ class Relay:
     timeout_body_s: float = 600.0  # of a whole request body; 0 = none
     max_held_bytes: int = 512_000_000  # request bodies held in memory by this process at once
     held_bytes: int = 0
+    content_bytes: int = 0  # what is gathered for the content log; no part of `held_bytes`, which requests are refused by
     draining: bool = False
     trusted_proxies: Networks = field(default_factory=Networks)
     clock: Clock = field(default_factory=Clock)

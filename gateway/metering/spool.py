@@ -191,8 +191,8 @@ class ContentLog:
         size = entry.size_bytes
         if self._taken_bytes - self._done_bytes + size > self._queue_bytes:
             entry.drop(FULL)
-            self._unkept += 1
             size = 0
+        self._unkept += entry.not_kept is not None
         if self._taken - self._done >= _QUEUE_ENTRIES:
             self._unkept += entry.not_kept is None
             return

@@ -1,7 +1,8 @@
 """What is said in one request whose content is logged: gathered while it runs, handed over when it ends, however that is.
 
-By reference: the request's body as it came, and the pieces of the answer that go to the client. Each side is bounded, and what is held
-weighs upon the memory that bodies may take. Where nobody asked for it, none of this exists.
+By reference: the request's body as it came, and the pieces of the answer that go to the client. Each side is bounded, and so is what all
+requests together hold here: a share of its own, beside the memory that bodies may take, so that nobody's request is refused for it.
+Where nobody asked for it, none of this exists.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from gateway.metering.spool import Entry
+from gateway.metering.spool import FULL, Entry
 from gateway.relay.operations import OPERATIONS
 from gateway.relay.relayed import Relayed, texts_of_answer
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from gateway.metering.record import UsageRecord
     from gateway.runtime import Contents, Relay
 
+SHARE: Final = 4
+"""The content of all requests takes at most one part in so many of what bodies may take."""
 HEADER: Final = b"x-gateway-content-log: on\r\n"
 _MEDIA_TYPE = re.compile(rb"\s*([a-z0-9][a-z0-9.+_-]{0,60}/[a-z0-9][a-z0-9.+_-]{0,60})\s*(?:;|$)")
 _TYPE_LINE: Final = b"content-type: "
@@ -31,6 +34,7 @@ class Content:
         "_answer_room",
         "_answer_type",
         "_contents",
+        "_full",
         "_held_bytes",
         "_relay",
         "_request",
@@ -43,16 +47,18 @@ class Content:
         self._relay = relay
         self._contents = contents
         self._held_bytes = 0
+        self._full = False
         self._request_type = media_type(content_type)
         self._request_bytes = len(body)
         self._request: list[bytes] | None = None
-        if is_text(self._request_type):
-            kept = body if len(body) <= contents.max_bytes else body[: contents.max_bytes]
-            self._request = [kept] if self._weigh(len(kept)) else []
         self._answer: list[bytes] | None = []
         self._answer_room = contents.max_bytes
         self._answer_bytes = 0
         self._answer_type = ""
+        if is_text(self._request_type):
+            kept = body if len(body) <= contents.max_bytes else body[: contents.max_bytes]
+            if self._weigh(len(kept)):
+                self._request = [kept]
 
     def begin_answer(self, lines: bytes) -> bytes:
         """The head's lines are known: what kind of answer follows. They come back with one that tells the client of this."""
@@ -73,11 +79,9 @@ class Content:
         if size > self._answer_room:
             data = data[: self._answer_room]
             size = self._answer_room
-        if not self._weigh(size):
-            self._answer_room = 0
-            return
-        self._answer_room -= size
-        answer.append(data)
+        if self._weigh(size):
+            self._answer_room -= size
+            answer.append(data)
 
     def finish(self, record: UsageRecord) -> None:
         """The request is over, and its record final."""
@@ -96,19 +100,27 @@ class Content:
         entry.request_bytes, entry.answer_bytes = self._request_bytes, self._answer_bytes
         entry.request, entry.answer = self._request, self._answer
         entry.size_bytes = self._held_bytes
-        self._request = self._answer = None
-        self._relay.held_bytes -= self._held_bytes
-        self._held_bytes = 0
+        if self._full:
+            entry.drop(FULL)
+        self._let_go()
         self._contents.keep(entry)
 
     def _weigh(self, size: int) -> bool:
-        """False: the process holds as much as it may."""
+        """False: the process holds as much as it may. Nothing of this request is kept then: its room is better used by others."""
         relay = self._relay
-        if relay.held_bytes + size > relay.max_held_bytes:
+        if (relay.content_bytes + size) * SHARE > relay.max_held_bytes:
+            self._let_go()
+            self._full = True
             return False
-        relay.held_bytes += size
+        relay.content_bytes += size
         self._held_bytes += size
         return True
+
+    def _let_go(self) -> None:
+        self._request = self._answer = None
+        self._answer_room = 0
+        self._relay.content_bytes -= self._held_bytes
+        self._held_bytes = 0
 
 
 def media_type(value: bytes) -> str:

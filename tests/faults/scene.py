@@ -99,6 +99,8 @@ class Scene:
             yield "targets are still loaded"
         if relay.held_bytes:
             yield f"held bytes: {relay.held_bytes}"
+        if relay.content_bytes:
+            yield f"content bytes: {relay.content_bytes}"
         for pool in self.pools:
             if set(pool.idle) != pool.connections:
                 yield f"pool: {len(pool.connections)} connections, {len(pool.idle)} idle"

@@ -7,9 +7,9 @@ import asyncio
 import orjson
 import pytest
 
-from gateway.metering.spool import Entry
+from gateway.metering.spool import FULL, Entry
 from tests.faults.scene import CHAT, Scene, scene
-from tests.faults.scripts import ROLE, STOP, WORD, answers, frame, resets, stream
+from tests.faults.scripts import ROLE, STOP, WORD, answers, frame, resets, silence, stream
 from tests.upstream import Seen, Wire, chat_answer
 
 LOGGED = "x-gateway-content-log"
@@ -167,17 +167,35 @@ async def test_each_side_is_bounded() -> None:
     assert entry.answer_bytes == len(answer.body)
 
 
-async def test_what_is_kept_weighs_upon_the_memory() -> None:
-    """Where bodies fill the memory that they may take, the log gives way, not the request."""
+async def test_what_is_kept_refuses_nobody() -> None:
+    """It takes a share of its own: the bound that requests are refused by knows nothing of it."""
     kept = Kept()
-    body = CHAT | {"messages": [{"role": "user", "content": "x" * 5000}]}
-    async with scene(answers(chat_answer()), contents=kept, max_held_bytes=8000) as stage:
+    body = orjson.dumps(CHAT | {"messages": [{"role": "user", "content": "x" * 5000}]})
+    async with scene(silence(), contents=kept, max_held_bytes=24_000) as stage:
+        log_key(stage)
+        client = await stage.send(body)
+        await stage.up.request()
+        relay = stage.server.relay
+        assert (relay.held_bytes, relay.content_bytes) == (len(body), len(body))
+        client.close()
+        await stage.record()
+        assert relay.content_bytes == 0
+    assert request_of(kept.only) == body
+
+
+@pytest.mark.parametrize(("prompt", "said"), [("x" * 5000, "words"), ("x", "words " * 1000)])
+async def test_where_the_share_is_full_nothing_is_kept(prompt: str, said: str) -> None:
+    """And the row says so; the request goes on."""
+    kept = Kept()
+    body = CHAT | {"messages": [{"role": "user", "content": prompt}]}
+    async with scene(answers(chat_answer(text=said)), contents=kept, max_held_bytes=16_000) as stage:
         log_key(stage)
         answer = await stage.post(body)
         assert answer.status == 200
-    assert request_of(kept.only) == b""
-    assert kept.only.request_bytes == len(orjson.dumps(body))
-    assert answer_of(kept.only) == answer.body
+        assert stage.server.relay.content_bytes == 0
+    entry = kept.only
+    assert (entry.not_kept, entry.request, entry.answer, entry.size_bytes) == (FULL, None, None, 0)
+    assert (entry.request_bytes, entry.answer_bytes) == (len(orjson.dumps(body)), len(answer.body))
 
 
 @pytest.mark.parametrize("named", ["image/png", "multipart/form-data; boundary=x", "application/octet-stream", "text", ""])

@@ -112,6 +112,15 @@ def test_a_full_queue_lets_go_of_what_was_said(tmp_path: Path) -> None:
     assert (made.take_dropped(), made.take_dropped()) == (3, 0)
 
 
+def test_what_comes_without_its_content_is_counted(tmp_path: Path) -> None:
+    made, one = log(tmp_path), entry()
+    one.drop(FULL)
+    made.keep(one)
+    made.close()
+    assert [row["not_kept"] for row in rows_in(tmp_path)] == [FULL]
+    assert made.take_dropped() == 1
+
+
 def test_a_full_spool_keeps_the_row_alone(tmp_path: Path) -> None:
     (tmp_path / f"1-old{DONE}").write_bytes(b"x" * 2000)
     made = log(tmp_path, spool_bytes=1000)
