@@ -5,7 +5,8 @@ appends it to a file of its own. The keeper takes whole files into the database 
 the process; what still waits for the thread when it is killed is lost: this log is best effort, the ledger is exact.
 
 Nothing waits for it and nothing fails by it. Where there is no room (in the queue, on the disk) an entry loses what was said, is counted,
-and its row says that it is not kept; where not even that can be written, it is counted.
+and its row says that it is not kept. Rows are many too: a little beyond its bound, or where the ledger needs the disk, nothing at all is
+written, only counted.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ FILE_BYTES: Final = 4_000_000
 QUEUE_BYTES: Final = 64_000_000
 _QUEUE_ENTRIES: Final = 50_000
 _LEFT_BYTES: Final = 300_000_000  # free on the disk: the ledger needs it more
+_ROWS_ALONE: Final = 0.05  # of the spool's bound: what rows without content may take beyond it
 _LEVEL: Final = 1
 
 
@@ -167,6 +169,7 @@ class ContentLog:
         max_bytes: int,
         spool_bytes: int,
         queue_bytes: int = QUEUE_BYTES,
+        free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
     ) -> None:
         self.max_bytes = max_bytes
         self._folder = folder
@@ -181,9 +184,11 @@ class ContentLog:
         self._file: _File | None = None
         self._number = 0
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._looked_s = 0.0
-        self._room: bool | None = None
+        self._free_bytes = free_bytes
+        self._looked_s: float | None = None
+        self._content_room_bytes = self._row_room_bytes = 0.0
         self._failing = False
+        self.failures = 0
         self._over = threading.Event()
 
     def keep(self, entry: Entry) -> None:
@@ -200,8 +205,15 @@ class ContentLog:
         self._taken += 1
         self._queue.put(entry)
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="content-log", daemon=True)
-            self._thread.start()
+            self._start()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="content-log", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system gives no more now: what is handed over waits in the queue, and the next entry tries again
+            return
+        self._thread = thread
 
     def take_dropped(self) -> int:
         """How many requests have lost their content since this was asked last."""
@@ -229,6 +241,7 @@ class ContentLog:
                 self._turn()
                 return
             except Empty:
+                entry = None  # it may wait here for long, and must not hold what was said
                 if self._file is not None and time.monotonic() - self._file.since_s > TURN_S:
                     self._turn()
 
@@ -241,18 +254,30 @@ class ContentLog:
             self._turn()
 
     def _write(self, entry: Entry) -> None:
-        if entry.not_kept is None and not self._has_room():
+        self._look()
+        if entry.not_kept is None and self._content_room_bytes <= 0:
             entry.drop(DISK)
             self._unwritten += 1
+        if self._row_room_bytes <= 0:
+            return
         try:
-            self._append(self._line(entry))
+            line = self._line(entry)
+            self._append(line)
+            self._content_room_bytes -= len(line)
+            self._row_room_bytes -= len(line)
             self._failing = False
         except Exception as error:
             self._unwritten += entry.not_kept is None
-            if not self._failing:
-                logger.error("the content log cannot be written", fault=type(error).__name__)
-            self._failing = True
+            self._fail(error)
             self._turn()
+
+    def _fail(self, error: Exception) -> None:
+        """Nothing is written until the next look."""
+        self._content_room_bytes = self._row_room_bytes = 0
+        self.failures += 1
+        if not self._failing:
+            logger.error("the content log cannot be written", fault=type(error).__name__)
+        self._failing = True
 
     def _line(self, entry: Entry) -> bytes:
         try:
@@ -278,18 +303,20 @@ class ContentLog:
             except OSError:
                 pass  # it keeps its name, and is taken when this process has ended
 
-    def _has_room(self) -> bool:
-        """Looked at once in a second at most: the disk is the ledger's first, and what waits has a bound."""
+    def _look(self) -> None:
+        """How much there is room for, once in a second at most: the disk is the ledger's first, and what waits has a bound."""
         now_s = time.monotonic()
-        if self._room is None or now_s - self._looked_s > TURN_S:
-            self._looked_s = now_s
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                free = shutil.disk_usage(self._folder).free
-                self._room = free > _LEFT_BYTES and waiting_bytes(self._folder) < self._spool_bytes
-            except OSError:
-                self._room = False
-        return self._room
+        if self._looked_s is not None and now_s - self._looked_s <= TURN_S:
+            return
+        self._looked_s = now_s
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            free = self._free_bytes(self._folder) - _LEFT_BYTES
+            left = self._spool_bytes - waiting_bytes(self._folder)
+            self._content_room_bytes = min(free, left)
+            self._row_room_bytes = min(free, left + self._spool_bytes * _ROWS_ALONE)
+        except OSError as error:
+            self._fail(error)
 
 
 class _File:
@@ -307,6 +334,7 @@ class _File:
             draft.rename(self._path)
         except OSError:
             os.close(self._fd)
+            draft.unlink(missing_ok=True)
             raise
 
     def write(self, line: bytes) -> None:
@@ -317,7 +345,10 @@ class _File:
 
     def finish(self) -> None:
         try:
-            self._path.rename(self._path.with_suffix(DONE))
+            if self.size_bytes:
+                self._path.rename(self._path.with_suffix(DONE))
+            else:  # no whole line is in it
+                self._path.unlink()
         finally:
             os.close(self._fd)
 

@@ -122,13 +122,98 @@ def test_what_comes_without_its_content_is_counted(tmp_path: Path) -> None:
 
 
 def test_a_full_spool_keeps_the_row_alone(tmp_path: Path) -> None:
-    (tmp_path / f"1-old{DONE}").write_bytes(b"x" * 2000)
-    made = log(tmp_path, spool_bytes=1000)
+    (tmp_path / f"1-old{DONE}").write_bytes(b"x" * 100_000)
+    made = log(tmp_path, spool_bytes=100_000)
     made.keep(entry())
     made.close()
     (row,) = rows_in(tmp_path)
     assert (row["not_kept"], row["answer"]) == (DISK, None)
     assert made.take_dropped() == 1
+
+
+def test_beyond_its_bound_and_a_little_not_even_rows_are_written(tmp_path: Path) -> None:
+    """Many requests without content are a full disk too."""
+    (tmp_path / f"1-old{DONE}").write_bytes(b"x" * 100_000)
+    made = log(tmp_path, spool_bytes=100_000)
+    for number in range(1000):
+        made.keep(entry(number))
+    made.close()
+    assert 100_000 < waiting_bytes(tmp_path) < 106_000
+    assert 0 < len(rows_in(tmp_path)) < 20
+    assert made.take_dropped() == 1000
+
+
+def test_a_disk_that_the_ledger_needs(tmp_path: Path) -> None:
+    made = log(tmp_path, free_bytes=lambda folder: 299_999_999)
+    made.keep(entry())
+    made.close()
+    assert waiting_bytes(tmp_path) == 0
+    assert list(tmp_path.iterdir()) == []
+    assert made.take_dropped() == 1
+
+
+def test_within_a_moment_no_more_is_written_than_there_is_room_for(tmp_path: Path) -> None:
+    """The disk is looked at once in a while; what is written until then is known."""
+    made = log(tmp_path, free_bytes=lambda folder: 300_005_000)
+    for number in range(100):
+        made.keep(entry(number))
+    made.close()
+    assert waiting_bytes(tmp_path) < 6000
+    assert made.take_dropped() > 90
+
+
+_FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from tests.unit.gateway.metering.test_spool import entry, log
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # a write fails as it does on a full disk: begun, and cut off
+made = log(Path(sys.argv[1]))
+for number in range(500):
+    made.keep(entry(number))
+made.close()
+print(made.take_dropped(), made.failures)
+"""
+
+
+def test_a_disk_that_fails_leaves_no_files(tmp_path: Path) -> None:
+    """Neither one for each request, nor a try for each."""
+    done = subprocess.run([sys.executable, "-c", _FULL_DISK, str(tmp_path)], stdout=subprocess.PIPE, cwd=os.getcwd(), check=True)
+    dropped, failures = map(int, done.stdout.splitlines()[-1].split())
+    assert list(tmp_path.iterdir()) == []
+    assert dropped == 500
+    assert 1 <= failures < 5
+
+
+def test_a_thread_that_cannot_start(tmp_path: Path) -> None:
+    made = log(tmp_path)
+    before = threading.stack_size(1 << 46)
+    try:
+        made.keep(entry())
+    finally:
+        threading.stack_size(before)
+    made.keep(entry(2))  # tried again
+    made.close()
+    assert [row["request_id"] for row in rows_in(tmp_path)] == ["req-1", "req-2"]
+
+
+def test_a_thread_that_never_started_is_no_trouble_at_the_end(tmp_path: Path) -> None:
+    made = log(tmp_path)
+    before = threading.stack_size(1 << 46)
+    try:
+        made.keep(entry())
+        made.close()
+    finally:
+        threading.stack_size(before)
+
+
+def test_what_was_said_is_not_held_while_the_thread_waits(tmp_path: Path) -> None:
+    made, one = log(tmp_path), entry()
+    made.keep(one)
+    end_s = time.monotonic() + 10
+    while sys.getrefcount(one) > 2 and time.monotonic() < end_s:
+        time.sleep(0.02)
+    assert sys.getrefcount(one) == 2
+    made.close()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
