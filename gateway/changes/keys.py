@@ -6,8 +6,9 @@ and revokes their own, with a login: they neither make keys nor change limits, w
 What an admin has set of a key (`ApiKey.held`) managers only narrow, and so they do with their own keys. A key that acts gives no more than
 it carries: what it makes, changes or rotates is bound to its scopes, networks, models and expiry.
 
-The scope `content` (reading what was logged of requests) is given and renewed by admins alone, and by a key only where it carries it
-itself: not even its owner learns a new text of such a key. Whether a key's content is logged is for admins to say, too.
+The scope `content` (reading what was logged of requests) is given, renewed and widened by admins alone, and by a key only where it carries
+it itself: not even its owner learns a new text of such a key. (An admin's key that is bound to nothing can still make an admin, who logs
+in and gives it: that leaves more than one entry.) Whether a key's content is logged is for admins to say, too.
 """
 
 from __future__ import annotations
@@ -177,6 +178,8 @@ async def update_key(
         if after.scopes != key.scopes:
             _require_held(step, after.scopes)
             _require_of_role(owner, after.scopes)
+        elif wider(REACH, key, after) is not None:  # as much as giving it anew
+            _require_reader(step, after.scopes)
         if after.content_log != key.content_log:
             await _require_may_log(step, after, box)
         _require_within(step, after, [name for name in REACH if getattr(after, name) != getattr(key, name)])
@@ -292,7 +295,7 @@ async def _known(step: Change, key_id: str) -> tuple[ApiKey, User]:
 
 
 def _require_reader(step: Change, scopes: Sequence[str]) -> None:
-    """Whoever gives the scope `content`, or learns a text that carries it, may."""
+    """Whoever gives the scope `content`, widens a key that has it, or learns its text, may."""
     if CONTENT in scopes and not (step.by_admin and (step.rights.key is None or CONTENT in step.holds)):
         raise Forbidden("The scope 'content' is given and renewed by an admin: with a login, the command line, or a key that has it.")
 

@@ -225,6 +225,33 @@ async def test_a_key_with_the_scope_is_renewed_by_admins_alone(db: Database, gen
     assert (await rotate_key(db, generation, CLI, reader.id)).key
 
 
+async def test_a_key_with_the_scope_is_widened_by_those_who_give_it(db: Database, generation: Generation) -> None:
+    """Else a key without it would reach further, or come to life again, through another's."""
+    admin = await create_user(db, generation, CLI, email="admin@example.com", role=Role.ADMIN)
+    viewer = await create_user(db, generation, CLI, email="viewer@example.com", role=Role.VIEWER)
+    plain = await create_key(db, generation, CLI, name="admin", owner_id=admin.id, scopes=["admin"])
+    bearing = await create_key(db, generation, CLI, name="both", owner_id=admin.id, scopes=["admin", "content"])
+    reader = await create_key(
+        db,
+        generation,
+        CLI,
+        name="r",
+        owner_id=viewer.id,
+        scopes=["content"],
+        models=["a-*"],
+        networks=["10.0.0.0/8"],
+        expires_at=time.time() + DAY_S,
+    )
+    by_plain, by_bearing = (Actor(admin.id, "api", "127.0.0.1", frozenset(key.scopes), key_id=key.id) for key in (plain, bearing))
+    wider: list[dict[str, Any]] = [{"models": ["*"]}, {"networks": []}, {"expires_at": None}, {"expires_at": time.time() + 2 * DAY_S}]
+    for fields in wider:
+        with pytest.raises(Forbidden, match="given and renewed by an admin"):
+            await update_key(db, generation, by_plain, reader.id, fields)
+    await update_key(db, generation, by_plain, reader.id, {"name": "n", "models": ["a-1"], "expires_at": time.time() + 60})
+    for fields in wider:
+        await update_key(db, generation, by_bearing, reader.id, fields)
+
+
 async def test_who_says_what_is_logged(db: Database, generation: Generation) -> None:
     from gateway.changes import create_team
 
