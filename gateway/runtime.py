@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import secrets
 from collections.abc import Callable
@@ -192,5 +193,7 @@ class Control:
     """Peers whose word on their client's address and scheme is taken."""
     uses: Uses = field(default_factory=Uses)
     """Keys used on the control plane, until that is written; the relay's are in its ledger."""
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by whoever reads logged content: one may be tens of megabytes, and more while it is made an answer."""
     oidc: OidcLogin | None = None
     """Logging in through an OpenID provider, where one is set up."""

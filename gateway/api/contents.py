@@ -6,23 +6,28 @@ Listing and reading take the scope `content`, which no role carries; forgetting 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
+import orjson
 from fastapi import FastAPI, Path, Query
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
+from auth.principal import Principal
 from gateway.api.context import By, Caller, TheControl
 from gateway.api.moments import before, moment
 from gateway.api.paging import NO_NUL, Limit, Page
-from gateway.changes import erase_contents, read_content
+from gateway.changes import Said, erase_contents, read_content
 from gateway.changes.contents import MAX_REASON_CHARS, MIN_REASON_CHARS
 from gateway.errors import InvalidRequest
 from gateway.relay.content import words_of
 from gateway.store import contents
 from gateway.store.contents import About, Wanted
+from gateway.store.engine import Connection
 
 Id = Annotated[str, Query(max_length=200, pattern=NO_NUL)]
 When = Annotated[str, Query(max_length=60, description="A duration back from now (7d) or an RFC 3339 time.", examples=["7d"])]
@@ -86,25 +91,26 @@ async def list_contents(
     after: After = "",
     limit: Limit = 50,
 ) -> Page[ContentAbout]:
-    """Logged requests, newest first, without what was said: of the models that your key is for. A page can be short and have a `next`."""
+    """Logged requests, newest first, without what was said: of the models that your key is for."""
     now_s = time.time()
     since_s = before(since, now_s, "since") if since else None
     until_s = before(until, now_s, "until") if until else None
     if since_s is not None and until_s is not None and until_s <= since_s:
         raise InvalidRequest("'until' lies before 'since'.", param="until")
-    wanted = Wanted(key_id, user_id, model, since_s, until_s)
     place = _place(after)
     async with control.db.read() as conn:
+        wanted = Wanted(key_id, user_id, model, since_s, until_s, await _models(conn, caller))
         found = await contents.page(conn, wanted, before=place, limit=limit + 1)
     following = f"{found[limit - 1].at!r},{found[limit - 1].request_id}" if len(found) > limit else None
-    return Page(data=[ContentAbout(**_about(about)) for about in found[:limit] if caller.may_use(about.model)], next=following)
+    return Page(data=[ContentAbout(**_about(about)) for about in found[:limit]], next=following)
 
 
-async def read_one(control: TheControl, by: By, request_id: RequestId, reason: Reason) -> ContentOut:
+async def read_one(control: TheControl, by: By, request_id: RequestId, reason: Reason) -> Response:
     """What one request said and was answered. That it was read is in the audit log before it is in this answer."""
-    said = await read_content(control.db, control.generation, by, request_id, reason, box=control.content_box)
-    words = None if said.answer is None else words_of(said.about.operation, said.about.answer_type, said.answer)
-    return ContentOut(**_about(said.about), request=text_of(said.request), answer=text_of(said.answer), words=words)
+    async with control.reading:
+        said = await read_content(control.db, control.generation, by, request_id, reason, box=control.content_box)
+        # Beside the loop, which has requests to serve: it may be tens of megabytes.
+        return Response(await asyncio.to_thread(_rendered, said), media_type="application/json")
 
 
 async def erase(control: TheControl, by: By, reason: Reason, key_id: Id = "", user_id: Id = "", request_id: Id = "") -> ErasedOut:
@@ -124,9 +130,23 @@ def add_routes(app: FastAPI) -> None:
     app.add_api_route("/admin/contents/{request_id}", read_one, methods=["GET"], response_model=ContentOut, tags=tags)
 
 
+def _rendered(said: Said) -> bytes:
+    """A `ContentOut`."""
+    words = None if said.answer is None else words_of(said.about.operation, said.about.answer_type, said.answer)
+    shown = _about(said.about) | {"request": text_of(said.request), "answer": text_of(said.answer), "words": words}
+    return orjson.dumps(shown, option=orjson.OPT_UTC_Z)
+
+
 def text_of(content: bytes | None) -> str | None:
     """A character that was cut through, and what is no UTF-8, is shown as such."""
     return None if content is None else content.decode("utf-8", "replace")
+
+
+async def _models(conn: Connection, caller: Principal) -> tuple[str, ...] | None:
+    """Those that a caller who is for some may read of. Chosen in the query: nothing of a page, its end neither, comes from other rows."""
+    if "*" in caller.models:
+        return None
+    return tuple(model for model in await contents.models(conn) if caller.may_use(model))
 
 
 def _about(about: About) -> dict[str, Any]:

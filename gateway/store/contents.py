@@ -56,13 +56,14 @@ class Sealed:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Of whom, and when: [since_s, until_s), Unix seconds. What is empty or None does not choose."""
+    """Of whom, and when: [since_s, until_s), Unix seconds. None or empty does not choose, but for `models`: of none is none."""
 
     key_id: str = ""
     user_id: str = ""
     model: str = ""
     since_s: float | None = None
     until_s: float | None = None
+    models: tuple[str, ...] | None = None
 
 
 async def insert_new(conn: AsyncConnection, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -83,9 +84,22 @@ async def page(conn: AsyncConnection, wanted: Wanted, *, before: tuple[float, st
         query = query.where(_C.at >= wanted.since_s)
     if wanted.until_s is not None:
         query = query.where(_C.at < wanted.until_s)
+    if wanted.models is not None:
+        query = query.where(_C.model.in_(wanted.models))
     if before is not None:
         query = query.where(tuple_(_C.at, _C.request_id) < before)
     return [About(*row) for row in (await conn.execute(query)).all()]
+
+
+async def models(conn: AsyncConnection) -> list[str]:
+    """Those that anything is logged of. One look into an index for each, however many rows they have."""
+    found: list[str] = []
+    query = select(func.min(_C.model))
+    while True:
+        model = (await conn.execute(query.where(_C.model > found[-1]) if found else query)).scalar()
+        if model is None:
+            return found
+        found.append(model)
 
 
 async def by_id(conn: AsyncConnection, request_id: str) -> Sealed | None:
