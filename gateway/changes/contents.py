@@ -64,11 +64,11 @@ async def erase_contents(db: Database, generation: Generation, actor: Actor, kin
         step.require_admin()
         await contents.note_erasure(step.conn, kind, entity_id, step.now_s)
         await step.record("erase", _ENTITY, f"{kind}:{entity_id}", None, {"reason": reason}, log=False)
-        before_s = step.now_s
     erased = 0
     while True:
         async with db.write() as conn:
-            gone = await contents.erase(conn, kind, entity_id, before_s, limit=_ROWS)
+            # Whatever is stored by now, when it began is for clocks to say that may differ.
+            gone = await contents.erase(conn, kind, entity_id, None, limit=_ROWS)
         erased += gone
         if gone < _ROWS:
             return erased

@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from gateway.metering.spool import DRAFT, finished, read_lines
-from gateway.store import contents
+from gateway.store import changelog, contents
 from gateway.store.engine import Database
 from gateway.store.errors import StoreUnavailable
 
@@ -61,10 +61,13 @@ class ContentShipper:
             data = await asyncio.to_thread(path.read_bytes)
         except FileNotFoundError:
             return
-        oldest_s = time.time() - self._kept_s
-        rows = [row for row in await asyncio.to_thread(lambda: list(read_lines(data))) if row["at"] >= oldest_s]
+        now_s = time.time()
+        rows = [row for row in await asyncio.to_thread(lambda: list(read_lines(data))) if row["at"] >= now_s - self._kept_s]
+        for row in rows:  # the clock of whoever served it may be ahead: it must not be kept longer for that, nor outlive an erasure
+            row["at"] = min(row["at"], now_s)
         if rows:
             async with self._db.write() as conn:
+                await changelog.lock(conn)  # an erasure that is being noted is seen, or sees what is stored here
                 await contents.insert_new(conn, rows)
         await asyncio.to_thread(path.unlink, missing_ok=True)
 

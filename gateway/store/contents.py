@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, case, delete, func, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -111,12 +111,15 @@ async def by_id(conn: AsyncConnection, request_id: str) -> Sealed | None:
 async def note_erasure(conn: AsyncConnection, kind: str, entity_id: str, at: float) -> None:
     """What began before `at` is not stored any more, wherever it is now. `kind`: one of `KINDS`."""
     made = (sqlite if conn.dialect.name == "sqlite" else postgresql).insert(content_erasures).values(kind=kind, entity_id=entity_id, at=at)
-    await conn.execute(made.on_conflict_do_update(index_elements=["kind", "entity_id"], set_={"at": at}))
+    known = content_erasures.c.at
+    later = case((made.excluded.at > known, made.excluded.at), else_=known)
+    await conn.execute(made.on_conflict_do_update(index_elements=["kind", "entity_id"], set_={"at": later}))
 
 
-async def erase(conn: AsyncConnection, kind: str, entity_id: str, before_s: float, *, limit: int) -> int:
-    """Some of what began before; returns how many. Call it until it is less than `limit`."""
-    return await _delete(conn, and_(KINDS[kind] == entity_id, _C.at <= before_s), limit)
+async def erase(conn: AsyncConnection, kind: str, entity_id: str, before_s: float | None, *, limit: int) -> int:
+    """Some of what began before (None: of all); returns how many. Call it until it is less than `limit`."""
+    chosen = KINDS[kind] == entity_id
+    return await _delete(conn, chosen if before_s is None else and_(chosen, _C.at <= before_s), limit)
 
 
 async def delete_older(conn: AsyncConnection, than_s: float, *, limit: int) -> int:

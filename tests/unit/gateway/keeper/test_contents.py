@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from sqlalchemy import select
 
 from auth.principal import Role
 from gateway.changes import Actor, create_key, create_user, erase_contents, forget_secrets, read_content, reseal_contents, update_key
+from gateway.changes.actor import change
 from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound, Unavailable
 from gateway.keeper.contents import ContentShipper
 from gateway.metering.spool import ContentLog, Entry, finished
@@ -181,6 +183,37 @@ async def test_erasing_that_was_cut_off(db: Database, tmp_path: Path) -> None:
         await contents.note_erasure(conn, "key", "k2", time.time())
     await shipper(db, tmp_path).tidy()
     assert await kept(db) == ["a"]
+
+
+async def test_erasing_and_shipping_at_once(db: Database, generation: Generation, tmp_path: Path) -> None:
+    """What is being stored while somebody wants it forgotten is either seen by the erasure, or sees it."""
+    spool(tmp_path, said("a", ago_s=3))
+    async with change(db, generation, CLI) as step:
+        await contents.note_erasure(step.conn, "key", "k1", step.now_s)
+        shipping = asyncio.create_task(shipper(db, tmp_path).ship())
+        assert not (await asyncio.wait({shipping}, timeout=0.3))[0]
+    assert await shipping == 1
+    assert await kept(db) == []
+
+
+async def test_a_clock_that_is_ahead(db: Database, generation: Generation, tmp_path: Path) -> None:
+    """Neither keeps a request longer nor saves it from being forgotten."""
+    spool(tmp_path, said("a", ago_s=-10 * DAY_S))
+    await shipper(db, tmp_path).ship()
+    async with db.read() as conn:
+        (about,) = await contents.page(conn, Wanted())
+    assert about.at <= time.time()
+    async with db.write() as conn:  # of a host whose clock was ahead of this one's when it was stored
+        await conn.execute(table.update().values(at=time.time() + 600))
+    assert await erase_contents(db, generation, CLI, "key", "k1", REASON) == 1
+
+
+async def test_an_erasure_is_not_moved_back(db: Database, tmp_path: Path) -> None:
+    now_s = time.time()
+    async with db.write() as conn:
+        for at in (now_s - 50, now_s, now_s - 100):
+            await contents.note_erasure(conn, "key", "k1", at)
+        assert await contents.erasures(conn) == [("key", "k1", now_s)]
 
 
 async def test_who_may(db: Database, generation: Generation, tmp_path: Path) -> None:
