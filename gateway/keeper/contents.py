@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from gateway.metering.spool import DRAFT, finished, read_lines
+from gateway.metering.spool import DRAFT, drop_older, finished, read_lines
 from gateway.store import changelog, contents
 from gateway.store.engine import Database
 from gateway.store.errors import StoreUnavailable
@@ -38,6 +38,9 @@ class ContentShipper:
 
     async def ship(self) -> int:
         """All files that are finished, or whose writer has ended; how many. Raises `StoreUnavailable`; nothing is lost then."""
+        # Before anything else: a file that nothing can be done with, or no database is there for, does not outlive its content.
+        if dropped := await asyncio.to_thread(drop_older, self._folder, time.time() - self._kept_s):
+            logger.error("files of the content log have run out before they could be shipped", files=dropped)
         paths = finished(self._folder)
         if not paths:
             return 0
@@ -62,7 +65,10 @@ class ContentShipper:
         except FileNotFoundError:
             return
         now_s = time.time()
-        rows = [row for row in await asyncio.to_thread(lambda: list(read_lines(data))) if row["at"] >= now_s - self._kept_s]
+        lines, unfit = await asyncio.to_thread(read_lines, data)
+        if unfit:
+            logger.warning("lines of the content log are no records and are left out", lines=unfit, file=path.name)
+        rows = [row for row in lines if row["at"] >= now_s - self._kept_s]
         for row in rows:  # the clock of whoever served it may be ahead: it must not be kept longer for that, nor outlive an erasure
             row["at"] = min(row["at"], now_s)
         if rows:

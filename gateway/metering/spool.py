@@ -141,17 +141,87 @@ def unpacked(request_id: str, side: str, opened: bytes) -> bytes:
     return zlib.decompress(opened[len(head) :])
 
 
-def read_lines(data: bytes) -> Iterator[dict[str, Any]]:
-    """The entries of a file, as columns of `contents`. A line that a kill or a full disk has cut off is skipped."""
+def read_lines(data: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The entries of a file, as columns of `contents`; and how many lines are none.
+
+    A kill or a full disk cuts lines off, and another version may have written them. One that is no record must cost no other.
+    """
+    rows, unfit = [], 0
     for line in data.split(b"\n"):
-        try:
-            fields = orjson.loads(line)
-            if type(fields) is dict and fields["request_id"]:
-                for side in (REQUEST, ANSWER):
-                    fields[side] = None if fields[side] is None else fields[side].encode("ascii")
-                yield fields
-        except (orjson.JSONDecodeError, KeyError, AttributeError):
-            continue
+        if line:
+            row = _row(line)
+            if row is None:
+                unfit += 1
+            else:
+                rows.append(row)
+    return rows, unfit
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        fields = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    if type(fields) is not dict:
+        return None
+    row = {name: fields.get(name) for name in _FITS}
+    if not row["request_id"] or not all(fits(row[name]) for name, fits in _FITS.items()):
+        return None
+    for side in (REQUEST, ANSWER):
+        row[side] = None if row[side] is None else row[side].encode("ascii")
+    return row
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str and "\0" not in value
+
+
+def _is_text_or_none(value: Any) -> bool:
+    return value is None or _is_text(value)
+
+
+def _is_sealed(value: Any) -> bool:
+    return value is None or (type(value) is str and value.isascii())
+
+
+def _is_flag(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def _is_status(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1000
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e11
+
+
+_FITS: Final[dict[str, Callable[[Any], bool]]] = {
+    "request_id": _is_text,
+    "at": _is_time,
+    "key_id": _is_text_or_none,
+    "user_id": _is_text,
+    "team_id": _is_text_or_none,
+    "model": _is_text,
+    "operation": _is_text,
+    "status": _is_status,
+    "ending": _is_text,
+    "not_kept": _is_text_or_none,
+    "sealed_with": _is_text,
+    "request_type": _is_text,
+    "answer_type": _is_text,
+    "request_bytes": _is_size,
+    "answer_bytes": _is_size,
+    "request_truncated": _is_flag,
+    "answer_truncated": _is_flag,
+    REQUEST: _is_sealed,
+    ANSWER: _is_sealed,
+}
+"""The columns of `contents`, and what fits them on either database."""
 
 
 class ContentLog:
@@ -355,10 +425,10 @@ class _File:
 
 def waiting_bytes(folder: Path) -> int:
     """Of all files of this host that are not in the database yet."""
-    return sum(size for _, size in _sizes(folder))
+    return sum(stat.st_size for _, stat in _files(folder))
 
 
-def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
+def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
     try:
         entries = list(os.scandir(folder))
     except FileNotFoundError:
@@ -366,19 +436,23 @@ def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
     for entry in entries:
         if entry.name.endswith((DONE, OPEN)):
             try:
-                yield entry.name, entry.stat().st_size
+                yield folder / entry.name, entry.stat()
             except FileNotFoundError:
                 continue
 
 
 def finished(folder: Path) -> list[Path]:
-    """Files that nobody writes any more, oldest name first."""
-    found = []
-    for name, _ in sorted(_sizes(folder)):
-        path = folder / name
-        if name.endswith(DONE) or _is_orphan(path):
-            found.append(path)
-    return found
+    """Files that nobody writes any more, oldest first."""
+    found = sorted((stat.st_mtime, path) for path, stat in _files(folder))
+    return [path for _, path in found if path.suffix == DONE or _is_orphan(path)]
+
+
+def drop_older(folder: Path, than_s: float) -> int:
+    """Files that nothing was written to since then: whatever they hold is older still. Returns how many."""
+    old = [path for path, stat in _files(folder) if stat.st_mtime < than_s]
+    for path in old:
+        path.unlink(missing_ok=True)
+    return len(old)
 
 
 def _is_orphan(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from gateway.metering.spool import ContentLog, Entry, finished
 from gateway.store import contents, trail
 from gateway.store.contents import Wanted
 from gateway.store.engine import Database
+from gateway.store.errors import StoreUnavailable
 from gateway.store.generation import Generation
 from gateway.store.secret_key import CONTENTS, SecretKeys
 from gateway.store.secrets import SecretBox
@@ -150,6 +152,42 @@ async def test_retention(db: Database, tmp_path: Path) -> None:
     spool(tmp_path, said("older", ago_s=5 * DAY_S))  # had it waited on the disk all the time
     await shipper(db, tmp_path, 2 * DAY_S).ship()
     assert await kept(db) == ["young"]
+
+
+async def test_a_file_does_not_outlive_its_content(db: Database, tmp_path: Path) -> None:
+    """Whatever is wrong with it, and whether the database is there or not."""
+    spool(tmp_path, said("a"))
+    (old,) = finished(tmp_path)
+    old_open = tmp_path / "1-killed.open"
+    old_open.write_bytes(old.read_bytes())
+    for path in (old, old_open):
+        os.utime(path, times=(time.time(), time.time() - 3 * DAY_S))
+    spool(tmp_path, said("b"))
+    away = Database(f"sqlite+aiosqlite:///{tmp_path}/none-such/gateway.sqlite3")
+    with pytest.raises(StoreUnavailable):
+        await shipper(away, tmp_path, 2 * DAY_S).ship()
+    await away.close()
+    assert not old.exists()
+    assert not old_open.exists()
+    assert await shipper(db, tmp_path, 2 * DAY_S).ship() == 1
+    assert await kept(db) == ["b"]
+
+
+async def test_a_bad_line_holds_up_no_file(db: Database, tmp_path: Path) -> None:
+    spool(tmp_path, said("a"), said("b"))
+    (path,) = finished(tmp_path)
+    first, second = path.read_bytes().splitlines()
+    path.write_bytes(first.replace(b'"sealed_with"', b'"sealed"') + b"\n" + second + b"\n")
+    assert await shipper(db, tmp_path).ship() == 1
+    assert await kept(db) == ["b"]
+    assert finished(tmp_path) == []
+
+
+async def test_the_oldest_file_goes_first(tmp_path: Path) -> None:
+    for name, ago_s in (("1-z.spool", 30), ("9-a.spool", 20), ("10-b.spool", 10)):
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, times=(0, time.time() - ago_s))
+    assert [path.name for path in finished(tmp_path)] == ["1-z.spool", "9-a.spool", "10-b.spool"]
 
 
 async def test_many_are_dropped(db: Database, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from gateway.metering.spool import (
@@ -50,7 +51,7 @@ def log(folder: Path, seal: Callable[[bytes], bytes] = BOX.seal_bytes, **fields:
 
 
 def rows_in(folder: Path) -> list[dict[str, Any]]:
-    return [row for path in finished(folder) for row in read_lines(path.read_bytes())]
+    return [row for path in finished(folder) for row in read_lines(path.read_bytes())[0]]
 
 
 def test_from_an_entry_to_a_row(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_from_an_entry_to_a_row(tmp_path: Path) -> None:
     data = path.read_bytes()
     for words in (b"heron", b"answered"):
         assert words not in data
-    (row,) = read_lines(data)
+    ((row,), _) = read_lines(data)
     assert (row["request_id"], row["at"], row["key_id"], row["sealed_with"]) == ("req-1", 1_700_000_000.5, "k1", BOX.fingerprint)
     assert (row["request_bytes"], row["request_truncated"], row["not_kept"]) == (34, False, None)
     assert unpacked("req-1", REQUEST, BOX.open_bytes("", row["request"])) == b'{"messages": "seven quiet herons"}'
@@ -251,9 +252,35 @@ def test_a_file_is_given_up_after_a_moment(tmp_path: Path) -> None:
 def test_a_torn_line_costs_no_other() -> None:
     line = entry().line(BOX.seal_bytes, BOX.fingerprint)
     other = entry(2).line(BOX.seal_bytes, BOX.fingerprint)
-    assert [row["request_id"] for row in read_lines(line + other[:50])] == ["req-1"]
-    assert [row["request_id"] for row in read_lines(line[:50] + b"\n" + other)] == ["req-2"]
-    assert list(read_lines(b"[]\n{}\n\nnull\n")) == []
+    for data, left in ((line + other[:50], "req-1"), (line[:50] + b"\n" + other, "req-2")):
+        rows, unfit = read_lines(data)
+        assert ([row["request_id"] for row in rows], unfit) == ([left], 1)
+    assert read_lines(b"[]\n{}\n\nnull\n") == ([], 3)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"request": "\u00e4"}, {"answer": 5}, {"at": "now"}, {"at": None}, {"status": 1 << 40}, {"status": True}, {"user_id": None},
+        {"model": "a\0b"}, {"request_bytes": -1}, {"request_truncated": 1}, {"request_id": ""}, {"ending": []}, {"key_id": 5},
+        {"at": 1e300},
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_record_costs_no_other(fields: dict[str, Any]) -> None:
+    line = entry().line(BOX.seal_bytes, BOX.fingerprint)
+    unfit = orjson.dumps(orjson.loads(line) | fields)
+    rows, count = read_lines(unfit + b"\n" + line)
+    assert ([row["request_id"] for row in rows], count) == (["req-1"], 1)
+
+
+def test_a_line_of_another_version() -> None:
+    """What this one does not know is left out; what it needs and is not there makes it none."""
+    fields = orjson.loads(entry().line(BOX.seal_bytes, BOX.fingerprint))
+    ((row,), unfit) = read_lines(orjson.dumps(fields | {"later": 1}))
+    assert ("later" in row, unfit) == (False, 0)
+    for name in fields:
+        rows, unfit = read_lines(orjson.dumps({other: value for other, value in fields.items() if other != name}))
+        assert (len(rows), unfit) == ((1, 0) if name in {"key_id", "team_id", "not_kept", "request", "answer"} else (0, 1)), name
 
 
 _WRITER = """
