@@ -17,6 +17,7 @@ from gateway.store.secrets import SecretBox
 _ENTITY = "signing_key"
 _SLACK_S = 60.0  # clocks of hosts differ
 _KEPT_S = 86_400.0
+_ROWS = 100
 
 
 async def ensure_signing_key(db: Database, generation: Generation, actor: Actor, *, box: SecretBox, algorithm: str) -> bool:
@@ -70,13 +71,28 @@ async def forget_secrets(db: Database, generation: Generation, actor: Actor, *, 
     kid, material = await asyncio.to_thread(generate, algorithm)
     async with change(db, generation, actor) as step:
         step.require_admin()
+    said = await _drop_contents(db)
+    async with change(db, generation, actor) as step:
+        step.require_admin()
         gone, signers = await secrets.remove_all(step.conn), await signing.remove_all(step.conn)
-        said = await contents.delete_all(step.conn)
         await meta.remember_secret_key(step.conn, keys.current)
         await signing.add(step.conn, SecretBox.of(keys), kid, algorithm, material, step.now_s)
         await step.record("forget", "secret", "*", {"secrets": gone, "signing_keys": signers, "contents": said}, {"secrets": []})
         await step.record("create", _ENTITY, kid, None, {"kid": kid, "algorithm": algorithm, "at_once": True})
         return gone
+
+
+async def _drop_contents(db: Database) -> int:
+    """How many requests that were. Before the change and some at a time: gigabytes take longer than a statement may. Cut off, it is done
+    again; what comes after it is not stored any more (`gateway.keeper.contents`).
+    """
+    dropped = 0
+    while True:
+        async with db.write() as conn:
+            gone = await contents.delete_any(conn, limit=_ROWS)
+        dropped += gone
+        if gone < _ROWS:
+            return dropped
 
 
 async def _succeed(step: Change, box: SecretBox, kid: str, algorithm: str, material: Material, *, at_once: bool) -> None:

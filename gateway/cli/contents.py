@@ -114,7 +114,7 @@ async def _ship(ctx: Context) -> None:
     """What waits on this host's disk is in the database first."""
     from gateway.keeper.contents import ContentShipper
 
-    await ContentShipper(ctx.db, ctx.settings.run_dir / "content", ctx.settings.content_kept_days * 86_400.0).ship()
+    await ContentShipper(ctx.db, ctx.settings.run_dir / "content", ctx.settings.content_kept_days * 86_400.0, ctx.secret_keys).ship()
 
 
 async def _listed(ctx: Context, wanted: Any, limit: int) -> list[About]:

@@ -101,7 +101,7 @@ def _reseal(as_json: bool) -> None:
         from gateway.store.secrets import SecretBox
 
         keys, settings = await ctx.secret_keys(), ctx.settings
-        await ContentShipper(ctx.db, settings.run_dir / "content", settings.content_kept_days * 86_400.0).ship()
+        await ContentShipper(ctx.db, settings.run_dir / "content", settings.content_kept_days * 86_400.0, ctx.secret_keys).ship()
         # first, for it goes by parts: while any is left, the old key is not forgotten
         said = await changes.reseal_contents(ctx.db, ctx.generation, ctx.actor, box=SecretBox.of(keys, CONTENTS))
         return *await changes.reseal_secrets(ctx.db, ctx.generation, ctx.actor, keys=keys), *said

@@ -9,16 +9,18 @@ import asyncio
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from gateway.metering.spool import DRAFT, drop_older, finished, read_lines
-from gateway.store import changelog, contents
-from gateway.store.engine import Database
-from gateway.store.errors import StoreUnavailable
+from gateway.store import changelog, contents, meta
+from gateway.store.engine import Connection, Database
+from gateway.store.errors import SecretKeyRefused, StoreUnavailable
+from gateway.store.secret_key import SecretKeys, fingerprint
 
 logger = structlog.get_logger(__name__)
 
@@ -28,12 +30,16 @@ _LOCK = "ship.lock"
 
 
 class ContentShipper:
-    """Of one host's folder. Several may be asked; one at a time works. `kept_s`: what is older is not stored any more."""
+    """Of one host's folder. Several may be asked; one at a time works. `kept_s`: what is older is not stored any more.
 
-    def __init__(self, db: Database, folder: Path, kept_s: float) -> None:
+    `keys`: this host's, or `SecretKeyRefused`. What neither they nor those that the database knows can open is not stored.
+    """
+
+    def __init__(self, db: Database, folder: Path, kept_s: float, keys: Callable[[], Awaitable[SecretKeys]]) -> None:
         self._db = db
         self._folder = folder
         self._kept_s = kept_s
+        self._keys = keys
         self._failing: set[str] = set()
 
     async def ship(self) -> int:
@@ -44,11 +50,11 @@ class ContentShipper:
         paths = finished(self._folder)
         if not paths:
             return 0
-        shipped = 0
+        shipped, own = 0, await self._own()
         with _turn(self._folder) as mine:
             for path in paths if mine else ():
                 try:
-                    await self._take(path)
+                    await self._take(path, own)
                     shipped += 1
                     self._failing.discard(path.name)
                 except StoreUnavailable:
@@ -59,7 +65,15 @@ class ContentShipper:
                         logger.exception("a file of the content log cannot be shipped", file=path.name)
         return shipped
 
-    async def _take(self, path: Path) -> None:
+    async def _own(self) -> Collection[str] | None:
+        """The fingerprints of this host's keys; None: it has none that are the database's, and cannot judge."""
+        try:
+            keys = await self._keys()
+        except SecretKeyRefused:
+            return None
+        return {fingerprint(key) for key in (keys.current, *keys.previous)}
+
+    async def _take(self, path: Path, own: Collection[str] | None) -> None:
         try:
             data = await asyncio.to_thread(path.read_bytes)
         except FileNotFoundError:
@@ -74,8 +88,16 @@ class ContentShipper:
         if rows:
             async with self._db.write() as conn:
                 await changelog.lock(conn)  # an erasure that is being noted is seen, or sees what is stored here
-                await contents.insert_new(conn, rows)
+                await contents.insert_new(conn, rows if own is None else await self._openable(conn, rows, own))
         await asyncio.to_thread(path.unlink, missing_ok=True)
+
+    async def _openable(self, conn: Connection, rows: list[dict[str, Any]], own: Collection[str]) -> list[dict[str, Any]]:
+        """Without those that are sealed with a key which was given up as lost."""
+        known = {*own, await meta.get(conn, meta.KEY_FINGERPRINT), await meta.get(conn, meta.KEY_SUCCESSOR)}
+        kept = [row for row in rows if row["sealed_with"] in known]
+        if len(kept) < len(rows):
+            logger.warning("logged content that no key opens any more is not stored", requests=len(rows) - len(kept))
+        return kept
 
     async def tidy(self) -> int:
         """Drop what has run out, some at a time. Returns how many requests that were."""

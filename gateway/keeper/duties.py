@@ -32,6 +32,7 @@ from gateway.store.generation import Generation
 from gateway.store.own_key import check_keys
 from gateway.store.samples import STEP_S
 from gateway.store.schema import newest
+from gateway.store.secret_key import SecretKeys
 from gateway.store.secrets import SecretBox, read_readable
 
 logger = structlog.get_logger(__name__)
@@ -54,7 +55,7 @@ class Keeper:
         self._db = Database(settings.database, newest())
         self._generation = Generation(settings.run_dir / "generation")
         self._shipper = Shipper(self._db, settings.run_dir / "ledger")
-        self._contents = ContentShipper(self._db, settings.run_dir / "content", settings.content_kept_days * days.DAY_S)
+        self._contents = ContentShipper(self._db, settings.run_dir / "content", settings.content_kept_days * days.DAY_S, self._keys)
         self._models = LocalModels(
             state_file=settings.run_dir / "local.json",
             on_change=self._tell_servers,
@@ -178,8 +179,11 @@ class Keeper:
         secrets = await self._secrets() if needs_secrets(document) else {}
         self._prober.set_wanted(revision.id, wanted_probes(document, secrets))
 
+    async def _keys(self) -> SecretKeys:
+        return await check_keys(self._db, self._settings.secret_key_sources())
+
     async def _secrets(self) -> dict[str, str]:
-        box = SecretBox.of(await check_keys(self._db, self._settings.secret_key_sources()))
+        box = SecretBox.of(await self._keys())
         async with self._db.read() as conn:
             opened, faults = await read_readable(conn, box)
         for fault in faults:

@@ -168,7 +168,8 @@ def _row(line: bytes) -> dict[str, Any] | None:
     if not row["request_id"] or not all(fits(row[name]) for name, fits in _FITS.items()):
         return None
     for side in (REQUEST, ANSWER):
-        row[side] = None if row[side] is None else row[side].encode("ascii")
+        sealed = row[side]
+        row[side] = None if sealed is None else sealed.encode("ascii")
     return row
 
 

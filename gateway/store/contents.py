@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, case, delete, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, case, delete, func, or_, select, true, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -127,8 +127,9 @@ async def delete_older(conn: AsyncConnection, than_s: float, *, limit: int) -> i
     return await _delete(conn, _C.at < than_s, limit)
 
 
-async def delete_all(conn: AsyncConnection) -> int:
-    return (await conn.execute(delete(contents))).rowcount
+async def delete_any(conn: AsyncConnection, *, limit: int) -> int:
+    """The same of all there are."""
+    return await _delete(conn, true(), limit)
 
 
 async def forget_erasures(conn: AsyncConnection, than_s: float) -> None:

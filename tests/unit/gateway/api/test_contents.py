@@ -11,7 +11,8 @@ import httpx
 from auth.principal import Role
 from gateway.keeper.contents import ContentShipper
 from gateway.metering.spool import ContentLog, Entry
-from tests.unit.gateway.api.conftest import Plane
+from gateway.store.secret_key import SecretKeys
+from tests.unit.gateway.api.conftest import SECRET_KEY, Plane
 
 REASON = "complaint 4711"
 CHUNK = b'data: {"choices": [{"index": 0, "delta": {"content": "wader "}}]}\n\n'
@@ -32,7 +33,11 @@ async def store(plane: Plane, folder: Path, *entries: Entry) -> None:
     for entry in entries:
         log.keep(entry)
     await asyncio.to_thread(log.close)
-    await ContentShipper(plane.control.db, folder, 86_400.0).ship()
+
+    async def keys() -> SecretKeys:
+        return SecretKeys(SECRET_KEY)
+
+    await ContentShipper(plane.control.db, folder, 86_400.0, keys).ship()
 
 
 async def reader(plane: Plane, *models: str) -> httpx.AsyncClient:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from auth.principal import Role
 from gateway.changes import Actor, create_key, create_user, erase_contents, forget_secrets, read_content, reseal_contents, update_key
@@ -18,12 +18,12 @@ from gateway.changes.actor import change
 from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound, Unavailable
 from gateway.keeper.contents import ContentShipper
 from gateway.metering.spool import ContentLog, Entry, finished
-from gateway.store import contents, trail
+from gateway.store import contents, meta, trail
 from gateway.store.contents import Wanted
 from gateway.store.engine import Database
-from gateway.store.errors import StoreUnavailable
+from gateway.store.errors import SecretKeyRefused, StoreUnavailable
 from gateway.store.generation import Generation
-from gateway.store.secret_key import CONTENTS, SecretKeys
+from gateway.store.secret_key import CONTENTS, SecretKeys, fingerprint
 from gateway.store.secrets import SecretBox
 from gateway.store.tables import contents as table
 
@@ -49,8 +49,14 @@ def spool(folder: Path, *entries: Entry, box: SecretBox = BOX) -> None:
     log.close()
 
 
-def shipper(db: Database, folder: Path, kept_s: float = 30 * DAY_S) -> ContentShipper:
-    return ContentShipper(db, folder, kept_s)
+LOST = "x" * 20 + "0123456789abcdefghij"
+
+
+def shipper(db: Database, folder: Path, kept_s: float = 30 * DAY_S, keys: SecretKeys = SecretKeys(NEW, (OLD, LOST))) -> ContentShipper:  # noqa: B008  # frozen
+    async def own() -> SecretKeys:
+        return keys
+
+    return ContentShipper(db, folder, kept_s, own)
 
 
 async def kept(db: Database, **wanted: Any) -> list[str]:
@@ -349,7 +355,7 @@ async def test_a_new_secret_key(db: Database, generation: Generation, tmp_path: 
     both = SecretBox(NEW, (OLD,), CONTENTS)
     spool(tmp_path, *(said(f"r{number:02d}") for number in range(45)))
     spool(tmp_path, said("new"), box=both)
-    lost = SecretBox("x" * 20 + "0123456789abcdefghij", purpose=CONTENTS)
+    lost = SecretBox(LOST, purpose=CONTENTS)
     spool(tmp_path, said("lost"), box=lost)
     await shipper(db, tmp_path).ship()
     assert await reseal_contents(db, generation, CLI, box=both) == (45, 1)
@@ -362,8 +368,46 @@ async def test_a_new_secret_key(db: Database, generation: Generation, tmp_path: 
 
 
 async def test_a_lost_secret_key(db: Database, generation: Generation, tmp_path: Path) -> None:
-    """What nobody can open any more is not kept."""
-    spool(tmp_path, said("a"))
+    """What nobody can open any more is not kept, nor stored later. It goes some at a time: there may be gigabytes of it."""
+    spool(tmp_path, *(said(f"r{number:03d}") for number in range(220)))
     await shipper(db, tmp_path).ship()
+    changed: list[int] = []
+    engine = db._writer.sync_engine  # what it is told, statement by statement
+
+    def after(conn: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        if statement.startswith("DELETE FROM contents"):
+            changed.append(cursor.rowcount)
+
+    event.listen(engine, "after_cursor_execute", after)
     await forget_secrets(db, generation, CLI, keys=SecretKeys(NEW), algorithm="HS256")
+    event.remove(engine, "after_cursor_execute", after)
     assert await kept(db) == []
+    assert max(changed) <= 100
+    assert sum(changed) == 220
+    (entry,) = await audit(db, "secret")
+    assert entry.before["contents"] == 220
+    spool(tmp_path, said("late"))  # it waited on a disk meanwhile
+    spool(tmp_path, said("new"), box=SecretBox(NEW, purpose=CONTENTS))
+    assert await shipper(db, tmp_path, keys=SecretKeys(NEW)).ship() == 2
+    assert await kept(db) == ["new"]
+
+
+async def test_what_another_host_can_open_is_stored(db: Database, generation: Generation, tmp_path: Path) -> None:
+    """While the key is replaced, hosts have different ones for a while."""
+    for request_id, key in (("old", OLD), ("new", NEW), ("lost", LOST)):
+        spool(tmp_path, said(request_id), box=SecretBox(key, purpose=CONTENTS))
+    async with db.write() as conn:
+        await meta.put(conn, meta.KEY_FINGERPRINT, fingerprint(OLD))
+        await meta.put(conn, meta.KEY_SUCCESSOR, fingerprint(NEW))
+    assert await shipper(db, tmp_path, keys=SecretKeys(OLD)).ship() == 3
+    assert sorted(await kept(db)) == ["new", "old"]
+
+
+async def test_where_no_key_fits_everything_is_stored(db: Database, tmp_path: Path) -> None:
+    spool(tmp_path, said("a"))
+
+    async def refused() -> SecretKeys:
+        raise SecretKeyRefused("it is not this database's")
+
+    assert await ContentShipper(db, tmp_path, 30 * DAY_S, refused).ship() == 1
+    assert await kept(db) == ["a"]
