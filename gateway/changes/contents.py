@@ -12,10 +12,10 @@ import zlib
 from dataclasses import asdict, dataclass
 
 from auth.principal import CONTENT, Principal
-from gateway.changes.actor import Actor, Change, change
+from gateway.changes.actor import EXTERNAL, Actor, Change, change
 from gateway.errors import Forbidden, InvalidRequest, NotFound, Unavailable
 from gateway.metering.spool import ANSWER, REQUEST, unpacked
-from gateway.store import contents
+from gateway.store import contents, keys, requests, users
 from gateway.store.contents import About, Sealed
 from gateway.store.engine import Database
 from gateway.store.errors import SecretUnreadable
@@ -26,6 +26,12 @@ MIN_REASON_CHARS, MAX_REASON_CHARS = 3, 200
 _ENTITY = "content"
 _ROWS = 100
 _RESEALED_ROWS = 20
+_KEY_BEGINS = "sk-gw-"
+_UNKNOWN = {
+    "key": "There is no such key, and nothing is kept of one. Name its id.",
+    "user": "There is no such user, and nothing is kept of one. Name their id or e-mail.",
+    "request": "There is no such request: its id is x-request-id of its answer. One that has just ended is known a few seconds later.",
+}
 _SHOWN = ("key_id", "user_id", "model", "ending")
 
 
@@ -55,13 +61,17 @@ async def read_content(db: Database, generation: Generation, actor: Actor, reque
 async def erase_contents(db: Database, generation: Generation, actor: Actor, kind: str, entity_id: str, reason: str) -> int:
     """Forget all that was logged of a key, a user or one request (`kind`) until now, also what is still on its way into the database.
 
-    Returns how many requests that were. Their rows go some at a time; should that be cut off, the keeper goes on with it.
+    A user may be named by e-mail, a key by the beginning of its text; `NotFound` where nobody knows of whom or what it is. Returns how many
+    requests that were. Their rows go some at a time; should that be cut off, the keeper goes on with it.
     """
     reason = checked_reason(reason)
     if kind not in contents.KINDS or not entity_id:
         raise InvalidRequest("Name a key, a user or a request.")
     async with change(db, generation, actor) as step:
         step.require_admin()
+        if not step.rights.whole:
+            raise Forbidden("A key that is bound to networks, models or an expiry erases nothing.")
+        entity_id = await _known(step, kind, entity_id)
         await contents.note_erasure(step.conn, kind, entity_id, step.now_s)
         await step.record("erase", _ENTITY, f"{kind}:{entity_id}", None, {"reason": reason}, log=False)
     erased = 0
@@ -108,6 +118,23 @@ def checked_reason(reason: str) -> str:
             f"Say why, in {MIN_REASON_CHARS} to {MAX_REASON_CHARS} printable characters: it is kept in the audit log.", param="reason"
         )
     return reason
+
+
+async def _known(step: Change, kind: str, named: str) -> str:
+    """The id of the key, user or request that is meant and known. Nothing need be logged of it yet: that may wait on a disk."""
+    entity_id, known = named, False
+    if kind == "user":
+        user = await (users.by_typed_email(step.conn, named) if "@" in named else users.by_id(step.conn, named))
+        known = user is not None or named.startswith(EXTERNAL)  # those have no row
+        entity_id = named if user is None else user.id
+    elif kind == "key":
+        entity_id = named.split("-")[2] if named.startswith(_KEY_BEGINS) else named
+        known = await keys.by_id(step.conn, entity_id) is not None
+    else:
+        known = await requests.usage_row(step.conn, named) is not None
+    if known or await contents.has_any(step.conn, kind, entity_id):
+        return entity_id
+    raise NotFound(_UNKNOWN[kind])
 
 
 def _reaches(step: Change, model: str) -> bool:

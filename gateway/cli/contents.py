@@ -87,7 +87,7 @@ def show_content(
 def delete_contents(
     reason: Reason,
     key: Annotated[str, typer.Option("--key", metavar="ID", help="All of this key's.")] = "",
-    user: Annotated[str, typer.Option("--user", metavar="ID", help="All of this user's.")] = "",
+    user: Annotated[str, typer.Option("--user", metavar="EMAIL or ID", help="All of this user's.")] = "",
     request: Annotated[str, typer.Option("--request", metavar="ID", help="This one.")] = "",
     as_json: Json = False,
 ) -> None:

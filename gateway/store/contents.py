@@ -108,6 +108,11 @@ async def by_id(conn: AsyncConnection, request_id: str) -> Sealed | None:
     return None if row is None else Sealed(About(*row[:-2]), *row[-2:])
 
 
+async def has_any(conn: AsyncConnection, kind: str, entity_id: str) -> bool:
+    """Is there anything of this one? `kind`: one of `KINDS`."""
+    return (await conn.execute(select(_C.request_id).where(KINDS[kind] == entity_id).limit(1))).scalar() is not None
+
+
 async def note_erasure(conn: AsyncConnection, kind: str, entity_id: str, at: float) -> None:
     """What began before `at` is not stored any more, wherever it is now. `kind`: one of `KINDS`."""
     made = (sqlite if conn.dialect.name == "sqlite" else postgresql).insert(content_erasures).values(kind=kind, entity_id=entity_id, at=at)

@@ -220,6 +220,52 @@ async def test_erasing(db: Database, generation: Generation, tmp_path: Path, kin
     assert "d" in await kept(db)
 
 
+@pytest.mark.parametrize("kind", ["key", "user", "request"])
+async def test_nobody_knows_of_whom(db: Database, generation: Generation, kind: str) -> None:
+    """A slip of the pen must not look as if something had been forgotten."""
+    for unknown in ("none-such", "none-such@example.com", "sk-gw-none-such"):
+        with pytest.raises(NotFound):
+            await erase_contents(db, generation, CLI, kind, unknown, REASON)
+    assert await audit(db) == []
+    async with db.read() as conn:
+        assert await contents.erasures(conn) == []
+
+
+async def test_erasing_by_what_people_call_it(db: Database, generation: Generation, tmp_path: Path) -> None:
+    user = await create_user(db, generation, CLI, email="person@example.com", role=Role.MEMBER)
+    key = await create_key(db, generation, CLI, name="k", owner_id=user.id)
+    named = [
+        ("user", "Person@Example.com", user.id),
+        ("key", f"sk-gw-{key.id}", key.id),
+        ("key", key.id, key.id),
+        ("user", user.id, user.id),
+    ]
+    for number, (kind, name, entity_id) in enumerate(named):
+        assert await erase_contents(db, generation, CLI, kind, name, REASON) == 0  # known, and nothing is logged of it yet
+        spool(tmp_path, said(f"r{number}", key_id=key.id, user_id=user.id))
+        await shipper(db, tmp_path).ship()
+        assert await erase_contents(db, generation, CLI, kind, name, REASON) == 1
+        assert (await audit(db))[0].entity_id == f"{kind}:{entity_id}"
+    external = "ext_0123456789abcdef"  # vouched for by somebody else: the database does not know them
+    assert await erase_contents(db, generation, CLI, "user", external, REASON) == 0
+
+
+async def test_only_a_key_without_bounds_erases(db: Database, generation: Generation, tmp_path: Path) -> None:
+    """What it is for says nothing of whose content it may make go away."""
+    spool(tmp_path, said("a"))
+    await shipper(db, tmp_path).ship()
+    admin = await create_user(db, generation, CLI, email="admin@example.com", role=Role.ADMIN)
+    bounds: list[dict[str, Any]] = [{"models": ["other"]}, {"networks": ["127.0.0.0/8"]}, {"expires_at": time.time() + 60}, {}]
+    for fields in bounds:
+        key = await create_key(db, generation, CLI, name="k", owner_id=admin.id, scopes=["admin"], **fields)
+        by = Actor(admin.id, "api", "127.0.0.1", frozenset({"admin"}), key_id=key.id)
+        if fields:
+            with pytest.raises(Forbidden, match="is bound to"):
+                await erase_contents(db, generation, by, "key", "k1", REASON)
+        else:
+            assert await erase_contents(db, generation, by, "key", "k1", REASON) == 1
+
+
 async def test_erasing_that_was_cut_off(db: Database, tmp_path: Path) -> None:
     spool(tmp_path, said("a", ago_s=3), said("b", ago_s=2, key_id="k2"))
     await shipper(db, tmp_path).ship()
