@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     content_log_max_bytes: int = Field(
         1_000_000,
         ge=1_000,
-        le=64_000_000,
+        le=16_000_000,
         validation_alias=_env("GATEWAY_CONTENT_LOG_MAX_BYTES"),
         description="kept of a logged request, and of its answer; beyond: truncated",
     )

@@ -145,7 +145,7 @@ async def apply(control: TheControl, by: By, body: RevisionIn) -> RevisionFull:
 
 async def roll_back(control: TheControl, by: By, body: RollbackIn | None = None) -> RevisionFull:
     """Make an earlier revision live again."""
-    revision = await rollback(control.db, control.generation, by, body.revision if body else None)
+    revision = await rollback(control.db, control.generation, by, body.revision if body else None, box=control.secret_box)
     await _settled(control, revision)
     return _full(revision, revision.id)
 

@@ -66,10 +66,13 @@ async def apply_revision(
         return revision
 
 
-async def rollback(db: Database, generation: Generation, actor: Actor, revision_id: int | None = None) -> Revision:
+async def rollback(
+    db: Database, generation: Generation, actor: Actor, revision_id: int | None = None, *, box: SecretBox | None = None
+) -> Revision:
     """Make an earlier revision live again: the given one, else the one that was live when the present one was made.
 
     It is checked as a new one would be: rules and stored secrets may have changed since it was written. `Conflict` says what is unfit.
+    `box`: needed where it asks for content to be logged.
     """
     async with change(db, generation, actor) as step:
         step.require_admin()
@@ -84,6 +87,8 @@ async def rollback(db: Database, generation: Generation, actor: Actor, revision_
             raise NotFound(f"There is no revision {target_id}.")
         if target.id != live.id:
             await _require_fit(step, target)
+            if logs_content(target.document):
+                await require_box(step, box)
             await go_live(step, "rollback", target, live.id)
         return target
 

@@ -13,8 +13,8 @@ from auth.keys import digest, mint
 from auth.principal import Budget, Limits, Role
 from gateway import changes
 from gateway.changes import Actor, Grant
-from gateway.errors import Conflict, Forbidden, GatewayError, InvalidRequest, NotFound
-from gateway.store import changelog, keys, revisions, secrets, trail, users
+from gateway.errors import Conflict, Forbidden, GatewayError, InvalidRequest, NotFound, Unavailable
+from gateway.store import changelog, keys, meta, revisions, secrets, trail, users
 from gateway.store.engine import Database
 from gateway.store.generation import Generation
 from gateway.store.revisions import Revision
@@ -297,6 +297,23 @@ async def test_a_rollback_is_checked_as_a_new_revision_is(house: House, admin: U
         await house.rollback(CLI, poorer.id)
     assert await house.dump() == before
     assert (await house.rollback(CLI, live.id)).id == live.id
+
+
+async def test_a_rollback_to_logged_content_needs_the_key_for_it(house: House, admin: User) -> None:
+    """As applying it did: it is stored encrypted, with the database's key, or not at all."""
+    document = named("m")
+    document["models"][0]["content_log"] = True
+    logged = await house.apply_revision(CLI, document, box=BOX)
+    await house.set_secret(CLI, "name", "value", box=BOX)
+    async with house.db.write() as conn:
+        await meta.put(conn, meta.KEY_FINGERPRINT, BOX.fingerprint)
+    plain = await house.apply_revision(CLI, named("m"))
+    with pytest.raises(Conflict, match="GATEWAY_SECRET_KEY"):
+        await house.rollback(CLI, logged.id)
+    with pytest.raises(Unavailable):
+        await house.rollback(CLI, logged.id, box=SecretBox("Zq8Wm2Xc5Vn7Bk4Lp9Rt3Hy6Jf1Gd0SaQeUoIyTr"))
+    assert (await house.rollback(CLI, logged.id, box=BOX)).id == logged.id
+    assert (await house.rollback(CLI, plain.id)).id == plain.id
 
 
 async def test_revisions_go_live_and_back(house: House, admin: User) -> None:
