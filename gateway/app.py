@@ -601,7 +601,7 @@ class Services:
         if self._commit is not None:
             self._commit.stop()
         self.ledger.close()
-        await asyncio.to_thread(self._contents.close)
+        said = asyncio.create_task(asyncio.to_thread(self._contents.close), name="content log")  # seconds, beside what others wait for
         await self._hosts.close()
         self._limiter.close()
         self._tokenizers.close()
@@ -613,6 +613,7 @@ class Services:
             await self.control.uses.write(self.db, everything=True)
         await self.db.close()
         self.generation.close()
+        await said
 
 
 def _others(settings: Settings) -> TrustedIssuers | None:

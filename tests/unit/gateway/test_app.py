@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from gateway.changes import Actor, apply_revision, create_key, ensure_admin, rev
 from gateway.limits.base import Refusal
 from gateway.metering.ledger import SEGMENT_BYTES, SegmentWriter
 from gateway.metering.record import UsageRecord
+from gateway.metering.spool import Entry, finished
 from gateway.settings import Settings
 from gateway.store import booking, changelog, secrets, signing
 from gateway.store.engine import Database
@@ -327,3 +329,27 @@ async def test_what_waits_in_the_ledger_is_in_the_metrics(house: House) -> None:
         assert float(figures["gateway_ledger_waiting_bytes"]) > 50
         assert float(figures["gateway_ledger_disk_bytes"]) == SEGMENT_BYTES
         assert 60 <= float(figures["gateway_ledger_oldest_seconds"]) < 90
+
+
+async def test_the_content_log_is_written_while_the_rest_is_closed(house: House) -> None:
+    """It may take seconds, and leases that others wait for must not."""
+    going = threading.Event()
+
+    class Slow(Entry):
+        def line(self, seal: Callable[[bytes], bytes], sealed_with: str) -> bytes:
+            going.wait(10)
+            return super().line(seal, sealed_with)
+
+    services = await Services.open(house.settings)
+    assert services.relay.contents is not None
+    services.relay.contents.keep(Slow("req-1", time.time(), None, "u", None, "m", "chat", 200, "success"))
+    closing = asyncio.create_task(services.close())
+    async with asyncio.timeout(5):
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            while True:
+                await services.control.passwords.hash("a password")
+    assert not closing.done()
+    going.set()
+    await closing
+    (path,) = finished(house.settings.run_dir / "content")
+    assert b"req-1" in path.read_bytes()
