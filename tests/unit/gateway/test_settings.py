@@ -48,6 +48,15 @@ def test_what_is_no_origin_is_refused(monkeypatch: pytest.MonkeyPatch, text: str
         load_settings()
 
 
+def test_what_is_kept_of_logged_content_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads it has several copies of it in memory."""
+    monkeypatch.setenv("GATEWAY_CONTENT_LOG_MAX_BYTES", "16000000")
+    assert load_settings().content_log_max_bytes == 16_000_000
+    monkeypatch.setenv("GATEWAY_CONTENT_LOG_MAX_BYTES", "16000001")
+    with pytest.raises(SettingsError, match="GATEWAY_CONTENT_LOG_MAX_BYTES"):
+        load_settings()
+
+
 def test_trusted_proxies_are_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().trusted_proxies == ()
     monkeypatch.setenv("GATEWAY_TRUSTED_PROXIES", "127.0.0.1, 10.0.0.0/8,::1")
