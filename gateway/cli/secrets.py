@@ -82,7 +82,7 @@ def rotate(
     """Encrypt every secret and signing key anew with the present GATEWAY_SECRET_KEY, after it was replaced.
 
     Put the old key into GATEWAY_SECRET_KEY_PREVIOUS (or the file secret.key.previous in GATEWAY_HOME), the new one in its place, and
-    restart every server; then run this; then forget the old one.
+    restart every server; then run this, until it names no logged requests any more; then forget the old one.
     """
     if at_once and not signing:
         raise typer.BadParameter("--at-once is for --signing.")
@@ -111,9 +111,18 @@ def _reseal(as_json: bool) -> None:
         show_json({"secrets": stored, "signing_keys": keys, "contents": contents, "contents_unreadable": unreadable})
     else:
         also = f", {contents} logged requests" if contents else ""
-        show(f"encrypted with the present GATEWAY_SECRET_KEY: {stored} secrets, {keys} signing keys{also}; the old one can be forgotten")
+        show(f"encrypted with the present GATEWAY_SECRET_KEY: {stored} secrets, {keys} signing keys{also}; {_then(contents)}")
         if unreadable:
             tell(f"{unreadable} logged requests are encrypted with neither of the two keys, and stay as they are.")
+
+
+def _then(contents: int) -> str:
+    if not contents:
+        return "the old one can be forgotten"
+    return (
+        "more logged requests may wait on the disks of hosts: when every server has the present key, and what its host had waiting "
+        "in GATEWAY_HOME/run/content is gone, run this again until it names none; then the old one can be forgotten"
+    )
 
 
 def _rotate_signing(at_once: bool, as_json: bool) -> None:

@@ -228,7 +228,10 @@ def test_a_new_secret_key_and_a_lost_one(tmp_path: Path) -> None:
         second = chat(made, key).headers["x-request-id"]
         made.stop()
         assert "wait for `gateway secrets rotate`" in made.cli("doctor")
-        assert "1 logged requests" in made.cli("secrets", "rotate")
+        first_time, second_time = made.cli("secrets", "rotate"), made.cli("secrets", "rotate")
+        assert "1 logged requests; more" in first_time
+        assert "run this again" in first_time
+        assert second_time.rstrip().endswith("signing keys; the old one can be forgotten")
         (made.home / "secret.key.previous").unlink()
         for request_id in (first, second):
             assert PROMPT in made.cli("contents", "show", request_id, "--reason", REASON)
