@@ -114,7 +114,7 @@ async def read_one(control: TheControl, by: By, request_id: RequestId, reason: R
 
 
 async def erase(control: TheControl, by: By, reason: Reason, key_id: Id = "", user_id: Id = "", request_id: Id = "") -> ErasedOut:
-    """Forget all that was logged of one key, one user or one request until now."""
+    """Forget all that was logged of one key, one user (id or e-mail) or one request until now."""
     chosen = [(kind, value) for kind, value in (("key", key_id), ("user", user_id), ("request", request_id)) if value]
     if len(chosen) != 1:
         raise InvalidRequest("Name one of key_id, user_id and request_id.", param="key_id")

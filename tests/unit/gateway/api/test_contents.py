@@ -104,3 +104,18 @@ async def test_one_reading_at_a_time(plane: Plane, tmp_path: Path) -> None:
             asked = asyncio.gather(*(client.get(f"/admin/contents/{name}", params={"reason": REASON}) for name in "ab"))
             assert not (await asyncio.wait({asked}, timeout=0.2))[0]
         assert [answer.status_code for answer in await asked] == [200, 200]
+
+
+async def test_erasing_what_nobody_knows(plane: Plane, tmp_path: Path) -> None:
+    member = plane.people[Role.MEMBER]
+    await store(plane, tmp_path / "spool", said("a", user_id=member.id, key_id="k9"), said("b", user_id=member.id))
+    async with plane.client(plane.keys["admin"]) as client:
+        for unknown in ({"user_id": "none@example.com"}, {"user_id": "usr_none"}, {"key_id": "none"}, {"request_id": "none"}):
+            assert (await client.delete("/admin/contents", params={"reason": REASON} | unknown)).status_code == 404
+        answer = await client.delete("/admin/contents", params={"reason": REASON, "key_id": "k9"})
+        assert answer.json() == {"erased": 1}
+        answer = await client.delete("/admin/contents", params={"reason": REASON, "user_id": "member@example.com"})
+        assert answer.json() == {"erased": 1}
+    narrowed = await plane.key("narrowed", plane.people[Role.ADMIN], scopes=["admin"], models=("m",))
+    async with plane.client(narrowed) as client:
+        assert (await client.delete("/admin/contents", params={"reason": REASON, "user_id": member.id})).status_code == 403
