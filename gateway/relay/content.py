@@ -22,6 +22,8 @@ SHARE: Final = 4
 """The content of all requests takes at most one part in so many of what bodies may take."""
 HEADER: Final = b"x-gateway-content-log: on\r\n"
 _MEDIA_TYPE = re.compile(rb"\s*([a-z0-9][a-z0-9.+_-]{0,60}/[a-z0-9][a-z0-9.+_-]{0,60})\s*(?:;|$)")
+_EVENT_END = re.compile(rb"\r?\n\r?\n")
+_BLOCK_BYTES: Final = 65_000  # enough for `Relayed` to pack each
 _TYPE_LINE: Final = b"content-type: "
 
 
@@ -142,5 +144,19 @@ def words_of(operation: str, answer_type: str, answer: bytes) -> list[str] | Non
     if answer_type != "text/event-stream":
         return texts_of_answer(found.protocol, answer)
     kept = Relayed(found.protocol)
-    kept.add(answer)
+    for block in _blocks(answer):
+        kept.add(block)
     return kept.texts()
+
+
+def _blocks(stream: bytes) -> list[bytes]:
+    """Of whole events. Small ones: compiled code lets no other thread run but where it unpacks one, and the loop has requests to serve."""
+    blocks, start = [], 0
+    while len(stream) - start > _BLOCK_BYTES:
+        end = _EVENT_END.search(stream, start + _BLOCK_BYTES)
+        if end is None:
+            break
+        blocks.append(stream[start : end.end()])
+        start = end.end()
+    blocks.append(stream[start:])
+    return blocks
