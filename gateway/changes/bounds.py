@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import ipaddress
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -74,7 +75,7 @@ def _matches_no_more(glob: str, than: Sequence[str]) -> bool:
     if glob in than:
         return True
     if not _PATTERN & set(glob):
-        return any(fnmatch.fnmatchcase(glob, wide) for wide in than)
+        return any(re.match(fnmatch.translate(wide), glob) for wide in than)
     # "chat-small-*" is within "chat-*": all that it matches begins so
     return any(wide[-1:] == "*" and not _PATTERN & set(wide[:-1]) and glob.startswith(wide[:-1]) for wide in than)
 
