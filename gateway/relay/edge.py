@@ -566,7 +566,7 @@ class Edge(HttpToolsProtocol):
                     logger.exception("a request whose client left could not be ended", request_id=request.id)
             self._release(request)
         self.flow.resume_writing()
-        self._parser = None
+        self._parser = self.parser = None  # each holds the other: the connection, and the key it showed last, would wait for the collector
 
     def pause_writing(self) -> None:
         self.flow.pause_writing()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -258,6 +259,23 @@ async def test_a_copy_is_made_when_the_original_is_written(streams: bool) -> Non
 
 
 # memory
+
+
+async def test_a_connection_is_let_go_when_it_is_lost() -> None:
+    """It and its parser hold each other, and it holds the key that was shown last: none of that may wait for the collector."""
+    async with place() as at:
+        await at.serve(in_order(await at.target("a", FINE)))
+        client = await head_and_body(at, CHAT)
+        await client.head()
+        lost = weakref.ref(next(iter(at.server.edges)).flow)  # what it alone holds: a compiled class that is no more leaves its own references behind
+        gc.disable()
+        try:
+            client.reset()
+            async with asyncio.timeout(5):
+                while lost() is not None:
+                    await asyncio.sleep(0)
+        finally:
+            gc.enable()
 
 
 async def test_a_body_is_let_go_when_it_is_sent() -> None:
