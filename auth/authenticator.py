@@ -34,7 +34,7 @@ class Authenticator:
         record = self._store.key_by_digest(key_digest)
         if record is None:
             reason = self._store.key_refusal(key_digest)
-            if reason == "unknown" and self._store.away:
+            if reason == "unknown" and (self._store.away or (self._store.behind and looks_like_key(credential))):
                 raise StoreAway
             raise CredentialInvalid(reason if reason != "unknown" or looks_like_key(credential) else "malformed")
         if record.expires_at is not None and record.expires_at <= now_s:
@@ -51,7 +51,7 @@ class Authenticator:
         claims = self._tokens.verify(token, now_s)
         user = self._store.user_by_id(claims.user_id)
         if user is None:
-            if self._store.away:
+            if self._store.away or self._store.behind:
                 raise StoreAway
             raise CredentialInvalid("disabled")
         if claims.token_epoch != user.token_epoch:

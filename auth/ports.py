@@ -72,6 +72,10 @@ class CredentialStore(Protocol):
     def away(self) -> bool:
         """Is what the tables are made from out of reach? Whom they do not know may then be new. Asked about the unknown alone."""
 
+    @property
+    def behind(self) -> bool:
+        """Is there a change that the tables do not hold yet? Over within 50 ms. Asked about the unknown alone."""
+
     def key_by_digest(self, digest: bytes) -> KeyRecord | None:
         """The key with this SHA-256, if it is not revoked and its owner is enabled. Expiry is the caller's to check."""
 

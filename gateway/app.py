@@ -292,7 +292,7 @@ class Services:
         box = SecretBox.of(keys)
         generation = Generation(settings.run_dir / "generation")
         await ensure_signing_key(db, generation, Actor(user_id=None, via="init"), box=box, algorithm=settings.jwt_algorithm)
-        live = await LiveTables.load(db, settings.stale_s)
+        live = await LiveTables.load(db, settings.stale_s, generation)
         generation.set_change(live.applied)
         tokens = AccessTokens(())
         others = _others(settings)

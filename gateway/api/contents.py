@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 from auth.principal import Principal
 from gateway.api.context import By, Caller, TheControl
 from gateway.api.moments import before, moment
-from gateway.api.paging import NO_NUL, Limit, Page
+from gateway.api.paging import NO_NUL, Limit, Page, place_of, place_text
 from gateway.changes import Said, erase_contents, read_content
 from gateway.changes.contents import MAX_REASON_CHARS, MIN_REASON_CHARS
 from gateway.errors import InvalidRequest
@@ -97,11 +97,11 @@ async def list_contents(
     until_s = before(until, now_s, "until") if until else None
     if since_s is not None and until_s is not None and until_s <= since_s:
         raise InvalidRequest("'until' lies before 'since'.", param="until")
-    place = _place(after)
+    place = place_of(after)
     async with control.db.read() as conn:
         wanted = Wanted(key_id, user_id, model, since_s, until_s, await _models(conn, caller))
         found = await contents.page(conn, wanted, before=place, limit=limit + 1)
-    following = f"{found[limit - 1].at!r},{found[limit - 1].request_id}" if len(found) > limit else None
+    following = place_text(found[limit - 1].at, found[limit - 1].request_id) if len(found) > limit else None
     return Page(data=[ContentAbout(**_about(about)) for about in found[:limit]], next=following)
 
 
@@ -151,15 +151,3 @@ async def _models(conn: Connection, caller: Principal) -> tuple[str, ...] | None
 
 def _about(about: About) -> dict[str, Any]:
     return asdict(about) | {"at": moment(about.at)}
-
-
-def _place(after: str) -> tuple[float, str] | None:
-    if not after:
-        return None
-    at_s, comma, request_id = after.partition(",")
-    try:
-        if comma:
-            return float(at_s), request_id
-    except ValueError:
-        pass
-    raise InvalidRequest("'after' is not the 'next' of a page.", param="after")

@@ -8,6 +8,8 @@ from typing import Annotated, Generic, TypeVar
 from fastapi import Query
 from pydantic import BaseModel, Field
 
+from gateway.errors import InvalidRequest
+
 T = TypeVar("T")
 Item = TypeVar("Item")
 
@@ -27,3 +29,21 @@ class Page(BaseModel, Generic[T]):
 def cut(found: Sequence[Item], limit: int) -> tuple[Sequence[Item], bool]:
     """`found` was asked for with one entry more than the page holds: (the page's entries, is there more)."""
     return found[:limit], len(found) > limit
+
+
+def place_text(at_s: float, request_id: str) -> str:
+    """`next` of a page of requests whose last one this is. `at_s`: Unix seconds."""
+    return f"{at_s!r},{request_id}"
+
+
+def place_of(after: str) -> tuple[float, str] | None:
+    """(Unix seconds, request id) of the last request of the page before; None: there is none. Raises `InvalidRequest`."""
+    if not after:
+        return None
+    at_s, comma, request_id = after.partition(",")
+    try:
+        if comma:
+            return float(at_s), request_id
+    except ValueError:
+        pass
+    raise InvalidRequest("'after' is not the 'next' of a page.", param="after")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from gateway.api.context import Caller, TheControl
 from gateway.api.moments import before, moment
-from gateway.api.paging import NO_NUL, Limit, Page
+from gateway.api.paging import NO_NUL, Limit, Page, place_of, place_text
 from gateway.api.reach import TheReach
 from gateway.errors import InvalidRequest, NotFound
 from gateway.runtime import Control
@@ -119,10 +119,10 @@ async def _page(
     control: Control, key_id: str | None, only: dict[str, str], since: str, until: str, after: str, limit: int
 ) -> Page[RequestOut]:
     start_s, end_s = _window(since, until)
-    place = _place(after)
+    place = place_of(after)
     async with control.db.read() as conn:
         found = await requests.of_key(conn, key_id, start_s, end_s, only=only, before=place, limit=limit + 1)
-    following = _encoded(found[limit - 1]) if len(found) > limit else None
+    following = place_text(found[limit - 1]["started_at"], found[limit - 1]["request_id"]) if len(found) > limit else None
     return Page(data=_all_shown(found[:limit]), next=following)
 
 
@@ -134,22 +134,6 @@ def _window(since: str, until: str) -> tuple[float, float]:
     if end_s - start_s > requests.LONGEST_S + 1:
         raise InvalidRequest("Between 'since' and 'until' are at most 24 hours here; reports have no such bound.", param="since")
     return start_s, end_s
-
-
-def _encoded(row: dict[str, Any]) -> str:
-    return f"{row['started_at']!r},{row['request_id']}"
-
-
-def _place(after: str) -> tuple[float, str] | None:
-    if not after:
-        return None
-    at_s, comma, request_id = after.partition(",")
-    try:
-        if comma:
-            return float(at_s), request_id
-    except ValueError:
-        pass
-    raise InvalidRequest("'after' is not the 'next' of a page.", param="after")
 
 
 def _all_shown(rows: Sequence[dict[str, Any]]) -> list[RequestOut]:

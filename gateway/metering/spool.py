@@ -26,6 +26,8 @@ from typing import Any, Final
 import orjson
 import structlog
 
+from gateway.metering.ledger import writer_is_dead
+
 logger = structlog.get_logger(__name__)
 
 DONE, OPEN, DRAFT = ".spool", ".open", ".draft"
@@ -457,18 +459,10 @@ def drop_older(folder: Path, than_s: float) -> int:
 
 
 def _is_orphan(path: Path) -> bool:
-    """Has the process that wrote it ended?"""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return writer_is_dead(path) and path.exists()
     except FileNotFoundError:
         return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(fd)
-    return path.exists()
 
 
 def _size(pieces: list[bytes] | None) -> int:

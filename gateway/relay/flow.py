@@ -83,7 +83,7 @@ if TYPE_CHECKING:
 logger = structlog.get_logger(__name__)
 
 _NO_CREDENTIAL: Final = "No valid API key was given. Send it as 'Authorization: Bearer YOUR_KEY'."
-_STORE_AWAY: Final = "The gateway cannot look up this credential now, for its database does not answer; try again shortly."
+_STORE_AWAY: Final = "The gateway cannot look up this credential at this moment; try again shortly."
 _LATE_S: Final = 1.0  # after this a credential is judged again though nothing changed: what ends by itself (a key, a token) may have ended
 _COUNTED_AT_ONCE_BYTES: Final = 2048  # of words: encoding takes about 0.3 ms per KB, and many clients may leave at the same time
 _MOST_FALLBACKS: Final = 4  # of one request: a chain of models longer than this is a mistake

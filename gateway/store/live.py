@@ -26,6 +26,7 @@ from auth.principal import Limited, Limits, Principal, Role
 from gateway.store import changelog, keys, teams, users
 from gateway.store.contact import STALE_S, Contact
 from gateway.store.engine import Database
+from gateway.store.generation import Generation
 from gateway.store.limits import limits_of
 from gateway.store.spending import Spending
 
@@ -55,8 +56,9 @@ class LiveTables:
     as long as `unfinished`.
     """
 
-    def __init__(self, stale_s: float = STALE_S) -> None:
+    def __init__(self, stale_s: float = STALE_S, generation: Generation | None = None) -> None:
         self.applied = 0
+        self._generation = generation
         self.contact = Contact(stale_s)
         self._by_digest: dict[bytes, KeyRecord] = {}
         self._refused: dict[bytes, str] = {}  # digests of revoked keys and of disabled owners' keys: for the log only
@@ -71,9 +73,10 @@ class LiveTables:
         self._turn = asyncio.Lock()  # two catch-ups at once could put an older entry over a newer one
 
     @classmethod
-    async def load(cls, db: Database, stale_s: float = STALE_S) -> LiveTables:
-        """Everything. Raises `StoreUnavailable`. `stale_s`: how long what is known stays in force while the database is away."""
-        tables = cls(stale_s)
+    async def load(cls, db: Database, stale_s: float = STALE_S, generation: Generation | None = None) -> LiveTables:
+        """Everything. Raises `StoreUnavailable`. `stale_s`: how long what is known stays in force while the database is away. `generation`:
+        tells that there is more to read."""
+        tables = cls(stale_s, generation)
         with _collector_paused():
             await tables._reload(db)
         return tables
@@ -116,6 +119,10 @@ class LiveTables:
     @property
     def away(self) -> bool:
         return self.contact.away
+
+    @property
+    def behind(self) -> bool:
+        return self._generation is not None and self._generation.change > self.applied
 
     def key_by_digest(self, digest: bytes) -> KeyRecord | None:
         if self.contact.stale:

@@ -42,12 +42,14 @@ def key(running: Gateway, *limits: str) -> dict[str, str]:
 
 
 async def ask(running: Gateway, headers: dict[str, str], body: dict[str, Any] = BODY) -> tuple[int, str]:
-    """(status, which process), on a connection of its own."""
-    async with (
-        aiohttp.ClientSession(running.url, headers=headers, timeout=PATIENCE) as http,
-        http.post("/v1/chat/completions", json=body) as answer,
-    ):
-        await answer.read()
+    """(status, which process), on a connection of its own. A key that was made a moment ago may be answered 503: try again."""
+    async with aiohttp.ClientSession(running.url, headers=headers, timeout=PATIENCE) as http:
+        for _ in range(50):
+            async with http.post("/v1/chat/completions", json=body) as answer:
+                await answer.read()
+            if answer.status != 503:
+                break
+            await asyncio.sleep(0.02)
         return answer.status, answer.headers["x-request-id"][4:20]
 
 

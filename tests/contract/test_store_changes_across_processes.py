@@ -74,17 +74,18 @@ async def test_a_follower_of_the_change_log_misses_no_change(db: Database, datab
     path = tmp_path / "run" / "generation"
     generation = Generation(path)
     await changes.create_user(db, generation, Actor(None, "init"), email="a@localhost", role=Role.ADMIN)
-    live = await LiveTables.load(db)
+    live = await LiveTables.load(db, generation=generation)
     processes = [await _start(_MAKES_KEYS, database_url, str(_TIMES // 4), str(path)) for _ in range(_PROCESSES)]
     done = asyncio.gather(*(p.wait() for p in processes))
     rounds = 0
     while not done.done():
-        if generation.change != live.applied:
+        if live.behind:
             await live.catch_up(db)
             rounds += 1
         await asyncio.sleep(0.001)
     assert await done == [0] * _PROCESSES
     await live.catch_up(db)
+    assert not live.behind
     assert sum(1 for _ in live.records()) == _PROCESSES * (_TIMES // 4)
     async with db.read() as conn:
         assert generation.change == live.applied == await changelog.latest(conn)

@@ -267,7 +267,7 @@ async def test_a_connection_is_let_go_when_it_is_lost() -> None:
         await at.serve(in_order(await at.target("a", FINE)))
         client = await head_and_body(at, CHAT)
         await client.head()
-        lost = weakref.ref(next(iter(at.server.edges)).flow)  # what it alone holds: a compiled class that is no more leaves its own references behind
+        lost = weakref.ref(next(iter(at.server.edges)).flow)  # it alone holds it; its own, of a compiled class, would dangle
         gc.disable()
         try:
             client.reset()

@@ -17,7 +17,7 @@ SECRET = bytes(range(32))
 class Store:
     """A credential store with one key and one user."""
 
-    away = False
+    away = behind = False
 
     def __init__(self) -> None:
         self.key_id, self.key = mint()
@@ -133,3 +133,16 @@ def test_while_the_database_is_away_the_unknown_are_asked_to_come_back_and_the_r
     assert reason(authenticator, new.encode()) == "revoked"
     assert authenticator.authenticate(store.key.encode(), NOW) is store.principal
     assert reason(authenticator, token[:-4].encode() + b"AAAA") == "signature"
+
+
+def test_while_a_change_is_not_read_yet_who_may_be_in_it_is_asked_to_come_back(store: Store, authenticator: Authenticator) -> None:
+    store.behind = True
+    with pytest.raises(StoreAway):
+        authenticator.authenticate(mint()[1].encode(), NOW)
+    token = AccessTokens(SECRET).issue(UserRecord("usr_new", "n@localhost", Role.MEMBER, store.principal, 0), NOW)
+    with pytest.raises(StoreAway):
+        authenticator.authenticate(token.encode(), NOW)
+    assert reason(authenticator, b"whatever") == "malformed"
+    store.refused[digest(store.key)] = "revoked"
+    store.records.clear()
+    assert reason(authenticator, store.key.encode()) == "revoked"

@@ -128,6 +128,7 @@ def burn(cpu_s: float) -> Callable[[], float]:
     return work
 
 
+@pytest.mark.alone
 @BOTH
 async def test_strangers_get_their_share_and_who_is_ahead_does_not_wait_for_them(tmp_path: Path, on_file: bool) -> None:
     """A burst of 20 ms and a tenth of a core: 10 hashes of 10 ms take a second, of which 0.1 s is work."""
