@@ -131,13 +131,16 @@ async def test_the_first_byte_clock_starts_when_the_request_is_sent(tmp_path: Pa
             await asyncio.sleep(0.4)
             back_reader, back_writer = await asyncio.open_connection("127.0.0.1", up.port)
             await asyncio.gather(_pump(reader, back_writer), _pump(back_reader, writer))
+            relayed.set()
 
+        relayed = asyncio.Event()
         door = await asyncio.start_server(relay, "127.0.0.1", 0)
         url = f"https://127.0.0.1:{door.sockets[0].getsockname()[1]}/v1"
         async with scene(CustomBackend(url, None, tls=authority.client_context()), timeouts=Timeouts(5, 0.6, 5, 30)) as stage:
             answer = await stage.chat()
             assert answer.status == 200
             await stage.pools[0].close()
+        await asyncio.wait_for(relayed.wait(), 10)  # or what it holds open outlives the loop
         door.close()
 
 
@@ -147,7 +150,8 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             writer.write(data)
     except ConnectionError:
         pass
-    writer.close()
+    finally:
+        writer.close()
 
 
 # our own failures
