@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
+import orjson
 from fastapi import FastAPI, Path, Query
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from gateway.api.context import Caller, TheControl
@@ -59,24 +60,24 @@ class RequestOut(BaseModel):
 
 async def own_requests(
     control: TheControl, caller: Caller, key: Key = "", since: Since = "1h", until: Until = "", after: After = "", limit: Limit = 50
-) -> Page[RequestOut]:
+) -> Response:
     """Your own, newest first: those of one key of yours; of a login without `key`: those made with login tokens."""
     if caller.key_id and key not in ("", caller.key_id):
-        return Page(data=[], next=None)
-    return await _page(control, caller.key_id or key or None, {"user_id": caller.user_id}, since, until, after, limit)
+        return _page([], None)
+    return await _found(control, caller.key_id or key or None, {"user_id": caller.user_id}, since, until, after, limit)
 
 
 async def all_requests(
     control: TheControl, reach: TheReach, key: Key = "", user: Key = "", since: Since = "1h", until: Until = "", after: After = "",
     limit: Limit = 50,
-) -> Page[RequestOut]:  # fmt: skip
+) -> Response:  # fmt: skip
     """Those of one key, newest first; with `user` in its place, what that user did with login tokens. A manager: the team's."""
     if not key and not user:
         raise InvalidRequest("Name a key, or a user whose requests with login tokens are wanted.", param="key")
     only = {"user_id": user} if user else {}
     if reach.team_id is not None:
         only["team_id"] = reach.team_id
-    return await _page(control, key or None, only, since, until, after, limit)
+    return await _found(control, key or None, only, since, until, after, limit)
 
 
 async def own_request(control: TheControl, caller: Caller, request_id: RequestId) -> RequestOut:
@@ -115,15 +116,21 @@ async def _row(control: Control, request_id: str) -> dict[str, Any]:
     return row
 
 
-async def _page(
+async def _found(
     control: Control, key_id: str | None, only: dict[str, str], since: str, until: str, after: str, limit: int
-) -> Page[RequestOut]:
+) -> Response:
     start_s, end_s = _window(since, until)
     place = place_of(after)
     async with control.db.read() as conn:
         found = await requests.of_key(conn, key_id, start_s, end_s, only=only, before=place, limit=limit + 1)
     following = place_text(found[limit - 1]["started_at"], found[limit - 1]["request_id"]) if len(found) > limit else None
-    return Page(data=_all_shown(found[:limit]), next=following)
+    return _page(found[:limit], following)
+
+
+def _page(rows: list[dict[str, Any]], following: str | None) -> Response:
+    """A `Page[RequestOut]`, not through the model: 500 requests would hold up the loop, and with it what is relayed, for 50 ms."""
+    page = {"data": [_fields(row) for row in rows], "next": following}
+    return Response(orjson.dumps(page, option=orjson.OPT_UTC_Z), media_type="application/json")
 
 
 def _window(since: str, until: str) -> tuple[float, float]:
@@ -136,9 +143,10 @@ def _window(since: str, until: str) -> tuple[float, float]:
     return start_s, end_s
 
 
-def _all_shown(rows: Sequence[dict[str, Any]]) -> list[RequestOut]:
-    return [_shown(row) for row in rows]
-
-
 def _shown(row: dict[str, Any]) -> RequestOut:
-    return RequestOut(**requests.exported(row) | {"started_at": moment(row["started_at"])})
+    return RequestOut(**_fields(row))
+
+
+def _fields(row: dict[str, Any]) -> dict[str, Any]:
+    """Those of `RequestOut`."""
+    return requests.exported(row) | {"started_at": moment(row["started_at"])}

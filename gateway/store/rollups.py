@@ -1,7 +1,7 @@
 """What rows add to the figures that reports are read from, so that no report reads rows.
 
-`usage_by_hour` and `usage_by_day` keep every combination there was (a *bucket*); reports of one key or one user read those,
-and those of one team's use of one model. All others read sums that are kept ready: a *kind* is what is added up (`group`) within what
+`usage_by_hour` and `usage_by_day` keep every combination there was (a *bucket*); reports of one key or one user read those.
+All others read sums that are kept ready: a *kind* is what is added up (`group`) within what
 (`scope`), for instance the endings of one model's requests. Groups that have few names are summed by hour and by day (`usage_totals`),
 keys and users by day (`usage_of_each`, each day of theirs apart by team), because there may be as many of them as there are rows.
 """
@@ -46,7 +46,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "arm": ("experiment", "arm"),
     "version": ("revision",),
 }
-SCOPES: Mapping[str, tuple[str, ...]] = {"": (), "model": ("model",), "team": ("team_id",)}
+SCOPES: Mapping[str, tuple[str, ...]] = {"": (), "model": ("model",), "team": ("team_id",), "team+model": ("team_id", "model")}
 MANY = ("key", "user")
 
 

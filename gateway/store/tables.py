@@ -276,7 +276,7 @@ def _bucket() -> list[Column[Any]]:
 
 
 def _by_whom() -> list[Index]:
-    return [Index(None, "key_id", "at"), Index(None, "user_id", "at"), Index(None, "team_id", "model", "at")]
+    return [Index(None, "key_id", "at"), Index(None, "user_id", "at")]
 
 
 usage_by_hour = Table("usage_by_hour", metadata, *_bucket(), *_used(), *_by_whom())

@@ -1,6 +1,6 @@
 """Reports: what was used, added up by key, model, user, team, backend, ending, arm, version, day or hour. None reads raw rows.
 
-A report's time is cut into whole days and the hours at its ragged ends. Of one key, one user or one team's use of one model it is read
+A report's time is cut into whole days and the hours at its ragged ends. Of one key or one user it is read
 from the buckets (`usage_by_day`, `usage_by_hour`); else from sums that are kept ready (`usage_totals`, `usage_of_each`). See
 gateway.store.rollups.
 """
@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Table, and_, case, func, literal, select, 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.days import DAY_S
-from gateway.store.rollups import GROUPS, HOUR_S, JOINT, MANY, SPLIT, USED, kind_name
+from gateway.store.rollups import GROUPS, HOUR_S, JOINT, MANY, SPLIT, USED, joined, kind_name
 from gateway.store.tables import usage_by_day, usage_by_hour, usage_of_each, usage_totals
 
 By = Literal["key", "model", "user", "team", "backend", "ending", "arm", "version", "day", "hour"]
@@ -95,7 +95,7 @@ async def report(
     if wanted.team_id == "":
         return [], None
     span = _span(wanted)
-    of_buckets = bool(wanted.key_id or wanted.user_id or (wanted.team_id and wanted.model))
+    of_buckets = bool(wanted.key_id or wanted.user_id)
     # Sums have the names of versions as text, buckets their numbers.
     place = _decoded(after, number=by in ("day", "hour") or (by == "version" and of_buckets))
     if of_buckets:
@@ -221,7 +221,9 @@ async def _grouped(conn: AsyncConnection, parts: Sequence[Any], after: Any, limi
 
 
 def _scope(wanted: Wanted) -> tuple[str, str]:
-    """The scope of the sums to read, and its name. (Both a team and a model: read from buckets.)"""
+    """The scope of the sums to read, and its name."""
+    if wanted.model and wanted.team_id is not None:
+        return "team+model", joined((wanted.team_id, wanted.model))
     if wanted.model:
         return "model", wanted.model
     return ("", "") if wanted.team_id is None else ("team", wanted.team_id)
