@@ -30,7 +30,7 @@ Until = Annotated[str, Query(max_length=60, description="As `since`; absent: now
 Only = Annotated[str, Query(max_length=200, pattern=NO_NUL)]
 _TYPES = {"csv": "text/csv", "jsonl": "application/x-ndjson"}
 _MOST = 1000
-_MOST_OF_MANY = 100  # keys and users, where nothing else is asked for
+_MOST_OF_MANY = 50  # keys and users, as in other lists, where nothing else is asked for
 
 
 class UsageOut(BaseModel):
@@ -83,9 +83,7 @@ async def asked_of(
     until: Until = "",
     model: Annotated[Only, Query(description="Only this model's.")] = "",
     after: Annotated[str, Query(max_length=300, pattern=NO_NUL, description="`next` of the page before; empty for the first page.")] = "",
-    limit: Annotated[
-        int | None, Query(ge=1, le=_MOST, description="Lines per page; absent: 100 of keys and users, 1000 of others.")
-    ] = None,
+    limit: Annotated[int | None, Query(ge=1, le=_MOST, description="Lines per page; absent: 50 of keys and users, 1000 of others.")] = None,
     format: Annotated[Format | None, Query(description="csv and jsonl: the whole report. Absent: as `Accept` says, else json.")] = None,
 ) -> Asked:
     """Raises `InvalidRequest`."""

@@ -116,9 +116,7 @@ async def _row(control: Control, request_id: str) -> dict[str, Any]:
     return row
 
 
-async def _found(
-    control: Control, key_id: str | None, only: dict[str, str], since: str, until: str, after: str, limit: int
-) -> Response:
+async def _found(control: Control, key_id: str | None, only: dict[str, str], since: str, until: str, after: str, limit: int) -> Response:
     start_s, end_s = _window(since, until)
     place = place_of(after)
     async with control.db.read() as conn:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Table, and_, case, func, literal, select, union_all
+from sqlalchemy import ColumnElement, Table, func, literal, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.days import DAY_S
@@ -162,34 +162,40 @@ async def _of_many(
     conn: AsyncConnection, by: By, wanted: Wanted, span: _Span, after: Any, limit: int
 ) -> tuple[list[UsageLine], str | None]:
     """A page of the ids that are there in the days which the span touches, then what they used in its whole days and its hours."""
-    table = usage_of_each.c
-    inside = and_(*_within(table.at, span.first, span.last)) if span.days() else literal(False)
-    sums = [func.sum(case((inside, table[used]), else_=0)) for used in USED]
-    query: Any = select(table.name, *sums)
-    query = query.where(table.kind == kind_name("model" if wanted.model else "", by), table.scope == wanted.model)
-    query = query.where(*_within(table.at, *_days_touched(span)))
-    if wanted.team_id is not None:
-        names = await _names_of_team(conn, by, wanted, span, after, limit + 1)
-        # `+ ""`: SQLite is to read each name's days where they stand side by side, and not one by one through the team's index
-        query = query.where(table.name.in_(names), table.team_id + "" == wanted.team_id)
-    elif after is not None:
-        query = query.where(table.name > after)
-    page: Sequence[Any] = (await conn.execute(query.group_by(table.name).order_by(table.name).limit(limit + 1))).all()
-    following = _encoded(page[limit - 1][0]) if len(page) > limit else None
-    found = {row[0]: [int(value) for value in row[1:]] for row in page[:limit]}
+    names = await _names(conn, by, wanted, span, after, limit + 1)
+    following = _encoded(names[limit - 1]) if len(names) > limit else None
+    found = {name: [0] * len(USED) for name in names[:limit]}
+    for part in span.days() if found else ():
+        await _add_days(conn, found, by, wanted, part)
     for part in span.hours():
         await _add_hours(conn, found, GROUPS[by][0], wanted, part)
     return [_line((name, *used), by) for name, used in found.items() if used[0]], following
 
 
-async def _names_of_team(conn: AsyncConnection, by: By, wanted: Wanted, span: _Span, after: Any, limit: int) -> list[str]:
-    """The next keys or users of a team: read from an index alone."""
-    table = usage_of_each.c
-    query: Any = select(table.name).where(table.kind == kind_name("model" if wanted.model else "", by), table.scope == wanted.model)
-    query = query.where(table.team_id == wanted.team_id, *_within(table.at, *_days_touched(span)))
+async def _names(conn: AsyncConnection, by: By, wanted: Wanted, span: _Span, after: Any, limit: int) -> list[str]:
+    """The next keys or users: read from an index alone."""
+    query: Any = select(usage_of_each.c.name).where(*_of_each(by, wanted, _days_touched(span)))
     if after is not None:
-        query = query.where(table.name > after)
-    return list((await conn.execute(query.distinct().order_by(table.name).limit(limit))).scalars())
+        query = query.where(usage_of_each.c.name > after)
+    return list((await conn.execute(query.distinct().order_by(usage_of_each.c.name).limit(limit))).scalars())
+
+
+async def _add_days(conn: AsyncConnection, found: dict[str, list[int]], by: By, wanted: Wanted, span: tuple[int, int]) -> None:
+    names, name = list(found), usage_of_each.c.name
+    # `+ ""`: SQLite is to read each name's days where they stand side by side, and not one by one through the team's index
+    which = (name >= names[0], name <= names[-1]) if wanted.team_id is None else (name.in_(names),)
+    query: Any = select(name, *_sums(usage_of_each.c)).where(*_of_each(by, wanted, span, team_by_index=False), *which).group_by(name)
+    for row in (await conn.execute(query)).all():
+        found[row[0]] = [int(value) for value in row[1:]]
+
+
+def _of_each(by: By, wanted: Wanted, span: tuple[int, int], *, team_by_index: bool = True) -> list[ColumnElement[bool]]:
+    """The rows of one kind in these days."""
+    table = usage_of_each.c
+    chosen = [table.kind == kind_name("model" if wanted.model else "", by), table.scope == wanted.model, *_within(table.at, *span)]
+    if wanted.team_id is not None:
+        chosen.append((table.team_id if team_by_index else table.team_id + "") == wanted.team_id)
+    return chosen
 
 
 def _days_touched(span: _Span) -> tuple[int, int]:

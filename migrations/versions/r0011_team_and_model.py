@@ -1,4 +1,4 @@
-"""Sums of what each team used of each model are kept ready, like those of teams and of models; the index that reports of both read buckets by
+"""Sums of what each team used of each model are kept ready, like those of teams and of models. The index by which reports of both read buckets
 goes.
 
 What is computed here is repeated from gateway.store.rollups, because this script must go on doing the same whatever becomes of that module.

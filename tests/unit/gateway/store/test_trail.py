@@ -271,9 +271,7 @@ async def test_old_entries_are_chained_as_they_stand(empty_url: str, tmp_path: P
 async def test_entries_from_before_keys_were_named_keep_their_hashes(empty_url: str, tmp_path: Path) -> None:
     """The table as it was, with a chain in it, and its triggers in force before and after."""
     older = tmp_path / "older"
-    shutil.copytree(
-        SCRIPTS, older, ignore=shutil.ignore_patterns("__pycache__", "r0005*", "r0006*", "r0007*", "r0008*", "r0009*", "r001*")
-    )
+    shutil.copytree(SCRIPTS, older, ignore=shutil.ignore_patterns("__pycache__", "r0005*", "r0006*", "r0007*", "r0008*", "r0009*", "r001*"))
     await migrate(empty_url, older)
     db, previous, lines = Database(empty_url), bytes(32), []
     async with db.write() as conn:

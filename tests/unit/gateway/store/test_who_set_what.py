@@ -15,9 +15,7 @@ from gateway.store.migrate import SCRIPTS, head, migrate
 async def test_what_was_set_before_it_was_kept_who_set_it_counts_as_an_admins(empty_url: str, tmp_path: Path) -> None:
     """Of keys that a manager made, it is the manager's. A link learns its issuer from the audit log."""
     older = tmp_path / "older"
-    shutil.copytree(
-        SCRIPTS, older, ignore=shutil.ignore_patterns("__pycache__", "r0005*", "r0006*", "r0007*", "r0008*", "r0009*", "r001*")
-    )
+    shutil.copytree(SCRIPTS, older, ignore=shutil.ignore_patterns("__pycache__", "r0005*", "r0006*", "r0007*", "r0008*", "r0009*", "r001*"))
     await migrate(empty_url, older)
     db = Database(empty_url)
     people: list[dict[str, object]] = [
