@@ -1,5 +1,5 @@
-"""Sums of what each team used of each model are kept ready, like those of teams and of models. The index by which reports of both read buckets
-goes.
+"""Sums of what each team used of each model are kept ready, like those of teams and of models. The index by which reports of both found
+their buckets goes.
 
 What is computed here is repeated from gateway.store.rollups, because this script must go on doing the same whatever becomes of that module.
 """
