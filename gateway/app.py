@@ -91,6 +91,8 @@ LOST_WORD_S = 1.0  # the same on SQLite, where the counters tell of each change:
 USES_S = 10.0
 STOPS_S = 1.0
 RECONCILE_S = 15.0  # how often what limits have counted is compared with the books
+SPENDING_STEP = 400  # callers whose spending is read at once, on a process that serves
+LIMITS_STEP = 100
 ISSUERS_S = 3.0  # how long a starting server waits for the keys of trusted issuers
 RETRY_S = 1.0  # how often what could not be put in force is looked at again
 REMOTE_POLL_S = 0.5  # how often the change log itself is read, for changes made on other hosts
@@ -247,7 +249,7 @@ class Services:
             trusted_proxies=proxies,
             default_models=(settings.default_embedding_model or "demo-embed", settings.default_chat_model or "demo-chat"),
         )
-        self._hosts = HostLimits(settings, db, self._limiter, self._use_limiter, self._spending.spent)
+        self._hosts = HostLimits(settings, db, self._limiter, self._use_limiter, self._spending.spent, self._read_all_spending)
         self.control = Control(
             db=db,
             generation=generation,
@@ -324,6 +326,23 @@ class Services:
             logger.warning("the ledger is not up to date: budgets may let a little too much through")
         async with self.db.read() as conn:
             await self._spending.read(conn, limits)
+
+    async def _read_all_spending(self) -> None:
+        """Of everyone, while limits change: who was set back in that moment is read once more."""
+        waiting = [limit_id for limit_id, of in self._all_limits().items() if of.budget is not None or of.token_budget is not None]
+        while waiting:
+            some = {limit_id: of for limit_id in waiting[-SPENDING_STEP:] if (of := self._limits(limit_id)) is not None}
+            del waiting[-SPENDING_STEP:]
+            await self._read_spending(some, starting=False)
+            waiting += [limit_id for limit_id, of in some.items() if self._limits(limit_id) != of]
+
+    def _all_limits(self) -> dict[str, Limits]:
+        """In force, by limit id."""
+        return {one.limit_id: one.limits for one in self.live.limited()} | self._models.limits()
+
+    def _limits(self, limit_id: str) -> Limits | None:
+        """Those in force; None: it is no more."""
+        return self._models.kept(limit_id).limits if limit_id.startswith("model:") else self.live.limits(limit_id)
 
     async def _load_signing(self) -> None:
         """Put the signing keys in force. Where one cannot be opened none is issued: `SecretUnreadable`."""
@@ -444,13 +463,27 @@ class Services:
         """Beside the loop that applies changes. Any process of the host may be the one that does it."""
         while True:
             await asyncio.sleep(RECONCILE_S * (0.8 + 0.4 * random.random()))  # noqa: S311  # spreads processes in time, hides nothing
-            limits = {one.limit_id: one.limits for one in self.live.limited()} | self._models.limits()
             try:
-                await reconcile(self.db, self.settings.run_dir, self._levels, limits)
+                await self._put_limits_again()
+                await reconcile(self.db, self.settings.run_dir, self._levels, self._all_limits())
             except StoreUnavailable:
                 pass  # it is compared later
             except Exception:
                 logger.exception("what limits have counted could not be compared with the books")
+
+    async def _put_limits_again(self) -> None:
+        """A process that was behind with its reading when it met a caller for the first time has put old limits in force for all. Each puts
+        what it knows of again; not while it is behind itself, which would put the old ones in force once more.
+        """
+        for done, limit_id in enumerate(self._limiter.known(), 1):
+            if done % LIMITS_STEP == 0:
+                await asyncio.sleep(0)
+            of_model = limit_id.startswith("model:")
+            if self.live.behind or (of_model and (REVISION in self._due or REVISION in self._held)):
+                continue
+            limits = self._limits(limit_id)
+            if limits is not None:
+                self._limiter.put_again(limit_id, limits)
 
     async def _note_stops(self) -> None:
         """Which budgets have refused a request, for the keeper to tell of. Each is written once by each process."""
@@ -460,8 +493,7 @@ class Services:
             stopped, self._limiter.stopped = self._limiter.stopped, set()
             now_s, found = time.time(), set()
             for limit_id, kind in stopped:
-                of_model = limit_id.startswith("model:")
-                limits = self._models.kept(limit_id).limits if of_model else self.live.limits(limit_id)
+                limits = self._limits(limit_id)
                 event = budget_events.stopped(limit_id, kind, limits, now_s) if limits is not None else None
                 if event is not None and event not in noted:
                     found.add(event)

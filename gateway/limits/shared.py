@@ -126,6 +126,21 @@ class SharedLimiter:
         """Of one whose limits some process of this host has counted since it started."""
         return standing(self._levels, limit_id, self._clock())
 
+    def forget(self) -> None:
+        """Others have counted meanwhile. Whoever comes next is looked up as if for the first time, with what `spent` says then."""
+        self._accounts = {}
+
+    def known(self) -> list[str]:
+        """The limit ids of those that have accounts in this process."""
+        return list(self._accounts)
+
+    def put_again(self, limit_id: str, limits: Limits) -> None:
+        """These are in force, whatever a process has said since that was behind with its reading."""
+        account = self._accounts.get(limit_id)
+        if account is not None:
+            account.limits = limits
+            self._put(account, limit_id, self._clock())
+
     def close(self) -> None:
         self._levels.close()
 
@@ -166,10 +181,8 @@ class SharedLimiter:
             if not limits.limited:
                 return None
             account = Account(self._open(limit_id, now_s), _whose_is(limit_id), limits)
-            self._change(account, now_s)
+            self._put(account, limit_id, now_s)
             self._accounts[limit_id] = account
-            self._first_window(account, limit_id, _MONEY, _window_of(limits, _MONEY), now_s)
-            self._first_window(account, limit_id, _TOKENS, _window_of(limits, _TOKENS), now_s)
         elif account.limits != limits:
             old, account.limits = account.limits, limits
             self._change(account, now_s)
@@ -186,6 +199,12 @@ class SharedLimiter:
         except MemoryError:
             message = "This host counts as many limited keys as it can; a restart forgets those that are not used any more."
             raise Unavailable(message, code="limits_unavailable", retry=False) from None
+
+    def _put(self, account: Account, limit_id: str, now_s: float) -> None:
+        """Its limits are in force, and the windows that they have."""
+        self._change(account, now_s)
+        self._first_window(account, limit_id, _MONEY, _window_of(account.limits, _MONEY), now_s)
+        self._first_window(account, limit_id, _TOKENS, _window_of(account.limits, _TOKENS), now_s)
 
     def _change(self, account: Account, now_s: float) -> None:
         limits = account.limits

@@ -1,11 +1,14 @@
-"""Which hosts work on this database, and since when: one row of `meta` for each, which its server processes write again and again."""
+"""Which hosts work on this database, and since when: one row of `meta` for each, which its server processes write again and again.
+
+All by the database's clock, so that it does not matter what theirs say.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -14,13 +17,21 @@ from gateway.store.tables import meta
 
 FRESH_S = 30.0  # a host that has not written for this long is gone
 _KEPT_S = 86_400.0
+_LOCK = 0x6777_686F  # "gwho", PostgreSQL advisory lock: of hosts that start together, the second sees the first
+_LOCKED = (
+    "SELECT set_config('idle_in_transaction_session_timeout', '5000', true), pg_advisory_xact_lock(:key)"  # a host that is cut off frees it
+)
+_NOW = {
+    "postgresql": "SELECT CAST(extract(epoch FROM clock_timestamp()) AS double precision)",
+    "sqlite": "SELECT (julianday('now') - 2440587.5) * 86400.0",
+}
 _PREFIX = "host:"
 _INSTALLATION = "installation"
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """`since_s`, `seen_s`: Unix seconds of its own clock. `shares`: it counts its limits together with others."""
+    """`since_s`, `seen_s`: Unix seconds of the database's clock. `shares`: it counts its limits together with others."""
 
     id: str
     since_s: float
@@ -28,12 +39,13 @@ class Host:
     shares: bool
 
 
-async def announce(
-    conn: AsyncConnection, host_id: str, now_s: float, shares: bool, known_since_s: float | None = None
-) -> tuple[Host, list[Host]]:
+async def announce(conn: AsyncConnection, host_id: str, shares: bool, known_since_s: float | None = None) -> tuple[Host, list[Host]]:
     """This host is here; itself and the others that are. It is here since it was last gone, or since `known_since_s`, as one of its
-    processes remembers.
+    processes remembers. Others that announce themselves wait until this transaction ends.
     """
+    if conn.dialect.name == "postgresql":  # SQLite has one writer
+        await conn.execute(text(_LOCKED), {"key": _LOCK})
+    now_s = float((await conn.execute(text(_NOW[conn.dialect.name]))).scalar_one())  # after the lock: who comes second is the newer one
     present: dict[str, Host] = {}
     for name, value in await conn.execute(select(meta.c.name, meta.c.value).where(meta.c.name.startswith(_PREFIX))):
         known = json.loads(value)

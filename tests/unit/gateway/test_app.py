@@ -19,6 +19,7 @@ from auth.signing import generate
 from gateway.app import LOST_WORD_S, Services
 from gateway.changes import Actor, apply_revision, create_key, ensure_admin, revoke_key, update_key
 from gateway.limits.base import Refusal
+from gateway.limits.shared import SharedLimiter
 from gateway.metering.ledger import SEGMENT_BYTES, SegmentWriter
 from gateway.metering.record import UsageRecord
 from gateway.metering.spool import Entry, finished
@@ -155,6 +156,38 @@ async def test_several_processes_count_together(house: House) -> None:
                 decision.settle(0, 2 * CENT)
         assert refused(one, "k", replace(limits, rpm=None), CENT)
         assert refused(other, "k", replace(limits, rpm=None), CENT)
+
+
+async def test_limits_in_force_are_put_again_by_processes_that_are_not_behind(house: House) -> None:
+    new, old = Limits(rpm=10), Limits(rpm=100)
+    key_id = await house.key(new)
+    async with serving(house) as services:
+        mine = (next(one for one in services.live.limited() if one.limit_id == key_id),)
+
+        def rpm() -> bytes:
+            return services._limiter.headers(mine).split(b"\r\n")[0]
+
+        assert rpm() == b"x-ratelimit-limit-requests: 10"
+        SharedLimiter(services._levels).headers((Limited(key_id, old),))  # another process, that is behind
+        assert rpm() == b"x-ratelimit-limit-requests: 100"
+        house.generation.set_change(services.live.applied + 1)  # it is behind itself
+        await services._put_limits_again()
+        assert rpm() == b"x-ratelimit-limit-requests: 100"
+        services.live.applied += 1
+        await services._put_limits_again()
+        assert rpm() == b"x-ratelimit-limit-requests: 10"
+
+
+async def test_all_spending_is_read_anew(house: House) -> None:
+    document = {"models": [DOCUMENT["models"][0] | {"limits": {"budget": "0.10/month"}}]}
+    await apply_revision(house.db, house.generation, CLI, document)
+    key_id = await house.key(Limits(budget=Budget(10 * CENT, "month")))
+    async with serving(house) as services:
+        async with house.db.write() as conn:
+            await booking.insert_usage(conn, [asdict(used(key_id, 8 * CENT))], "segment", 1)
+        assert [services._spending.spent(limit_id, "month")[0] for limit_id in (key_id, "model:m")] == [0, 0]
+        await services._read_all_spending()
+        assert [services._spending.spent(limit_id, "month")[0] for limit_id in (key_id, "model:m")] == [8 * CENT, 8 * CENT]
 
 
 async def test_a_change_made_on_another_host_is_read_once(house: House, tmp_path: Path) -> None:

@@ -281,6 +281,22 @@ def test_two_processes_share_a_window_though_one_is_late() -> None:
     refused(first.reserve(k(limits), 0, 1))
 
 
+def test_old_limits_from_a_process_that_is_behind_hold_until_another_puts_its_own_again() -> None:
+    levels = own_levels()
+    wall = Clock(datetime(2026, 3, 2, 12, tzinfo=UTC).timestamp())
+    ahead, behind = (SharedLimiter(levels, lambda _, window: ({"day": 4, "month": 40}[window or ""], 0), wall) for _ in range(2))
+    new, old = Limits(rpm=10, budget=Budget(100, "month")), Limits(rpm=100, budget=Budget(1000, "day"))
+    admitted(ahead.reserve(k(new), 0, 10)).settle(0, 10)
+    admitted(behind.reserve(k(old), 0, 900)).settle(0, 0)  # it meets this caller for the first time
+    assert fields(ahead.headers(k(new)))["x-ratelimit-limit-requests"] == "100"
+    ahead.put_again("k", new)
+    ahead.put_again("nobody", new)
+    assert [fields(one.headers(k(limits)))["x-ratelimit-limit-requests"] for one, limits in ((ahead, new), (behind, old))] == ["10", "10"]
+    assert refused(behind.reserve(k(old), 0, 61)).kind == "budget"
+    admitted(behind.reserve(k(old), 0, 60))
+    assert "nobody" not in ahead.known()
+
+
 def test_the_two_budgets_have_windows_of_their_own() -> None:
     wall = Clock(datetime(2026, 3, 1, 23, 59, tzinfo=UTC).timestamp())  # a Sunday
     limiter = own_limiter(lambda _, window: {"day": (0, 30), "month": (40, 0)}[window or ""], clock=wall)
