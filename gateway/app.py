@@ -447,6 +447,7 @@ class Services:
             limits = {one.limit_id: one.limits for one in self.live.limited()} | self._models.limits()
             try:
                 await reconcile(self.db, self.settings.run_dir, self._levels, limits)
+                await self._hosts.look_at_books()
             except StoreUnavailable:
                 pass  # it is compared later
             except Exception:

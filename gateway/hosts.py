@@ -9,6 +9,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from gateway.settings import Settings
 from gateway.store import hosts
 from gateway.store.engine import Database
 from gateway.store.errors import StoreUnavailable
+from gateway.store.spending import spent_in_windows
 
 if TYPE_CHECKING:
     from gateway.limits.hosts import HostsLimiter
@@ -31,6 +33,7 @@ logger = structlog.get_logger(__name__)
 Spent = Callable[[str, str | None], tuple[int, int]]
 
 WATCH_S = 5.0
+_AT_ONCE = 100
 _ALONE = "Several hosts serve this gateway, and without GATEWAY_REDIS_URL they cannot share limits; its operator has to set it."
 
 
@@ -81,6 +84,17 @@ class HostLimits:
             self._host_id = _host_id(settings.run_dir / "host")
             await self._look()
             self._watching = asyncio.create_task(self._watch(), name="hosts")
+
+    async def look_at_books(self) -> None:
+        """What is told to Redis of budgets follows what the ledger has by now. Raises `StoreUnavailable`."""
+        if self._over_hosts is None:
+            return
+        rest = iter(self._over_hosts.budgets().items())
+        while some := dict(islice(rest, _AT_ONCE)):
+            now_s = time.time()
+            async with self._db.read() as conn:
+                spent = await spent_in_windows(conn, some, now_s)
+            self._over_hosts.booked(some, spent, now_s)
 
     @property
     def away(self) -> bool | None:
