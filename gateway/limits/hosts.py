@@ -6,7 +6,8 @@ while Redis is away, if that is wanted (`alone`); else limited callers are refus
 
 Nothing is lost with Redis or with a connection. A process knows what it holds and tells it again (`join`), with what it has settled
 meanwhile. If the state itself is gone (Redis came back empty, or with what it knew a while ago: steps are numbered), each process tells
-what it saw last of every account, and nobody is admitted before all had time to. What a killed process held counts as used, and its slots are free about a second later.
+what it saw last of every account, and nobody is admitted before all had time to. What a killed process held counts as used, and its slots
+are free about a second later.
 """
 
 from __future__ import annotations
