@@ -466,6 +466,7 @@ class Services:
             try:
                 await self._put_limits_again()
                 await reconcile(self.db, self.settings.run_dir, self._levels, self._all_limits())
+                await self._hosts.look_at_books()
             except StoreUnavailable:
                 pass  # it is compared later
             except Exception:

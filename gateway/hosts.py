@@ -13,6 +13,7 @@ import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from gateway.settings import Settings
 from gateway.store import hosts
 from gateway.store.engine import Database
 from gateway.store.errors import StoreUnavailable
+from gateway.store.spending import spent_in_windows
 
 if TYPE_CHECKING:
     from gateway.limits.hosts import HostsLimiter
@@ -37,6 +39,7 @@ Spent = Callable[[str, str | None], tuple[int, int]]
 WATCH_S = 5.0
 UNHEARD_S = 25.0  # others take this host for gone a little later
 _MIND_S = 1.0
+_AT_ONCE = 100
 _ALONE = "Several hosts serve this gateway, and without GATEWAY_REDIS_URL they cannot share limits; its operator has to set it."
 
 
@@ -96,6 +99,17 @@ class HostLimits:
             await self.look()
             watching, minding = asyncio.create_task(self._watch(), name="hosts"), asyncio.create_task(self._mind(), name="unheard")
             self._tasks = [watching, minding]
+
+    async def look_at_books(self) -> None:
+        """What is told to Redis of budgets follows what the ledger has by now. Raises `StoreUnavailable`."""
+        if self._over_hosts is None:
+            return
+        rest = iter(self._over_hosts.budgets().items())
+        while some := dict(islice(rest, _AT_ONCE)):
+            now_s = time.time()
+            async with self._db.read() as conn:
+                spent = await spent_in_windows(conn, some, now_s)
+            self._over_hosts.booked(some, spent, now_s)
 
     @property
     def away(self) -> bool | None:

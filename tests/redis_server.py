@@ -51,6 +51,13 @@ class RedisServer:
             assert time.monotonic() < deadline_s, (self._folder / "log").read_text()
             time.sleep(0.02)
 
+    def save(self) -> None:
+        """Write down what it knows: it comes back with that."""
+        with socket.create_connection(("127.0.0.1", self.port), 1) as client:
+            client.sendall(b"SAVE\r\n")
+            client.settimeout(10)
+            assert client.recv(64).startswith(b"+OK")
+
     def stop(self, number: int = signal.SIGKILL) -> None:
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)

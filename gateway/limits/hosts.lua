@@ -2,27 +2,32 @@
 --
 -- KEYS[1]: the prefix of all keys. ARGV[1]: JSON [process, session, heartbeats]; then operations, JSON each:
 --   ["hello", known]                                  which state is this? `known`: the one this process has worked with, or ""
---   ["join", known, permits]                          (again) a process that counts. `permits`: all it holds, and what it has to settle:
+--   ["join", known, permits, older]                   (again) a process that counts. `permits`: all it holds, and what it has to settle:
 --                                                     [permit, tokens, hi, lo, {names}, used or -1, used hi, used lo]
+--                                                     `older`: 1 where this process has seen later steps of this state than it has now
 --   ["state", name]                                   an account as this process saw it last, in the next argument: for a state that was lost
---   ["reserve", permit, tokens, hi, lo, {accounts}]   account: [name, rpm, tpm, rpd, tpd, concurrency, soft, whose, money, tokens]
---                                                     budget: [amount hi, lo, kind, end, spent hi, lo]; 0 = there is none
+--   ["reserve", permit, tokens, hi, lo, {accounts}, unsure]
+--                                                     account: [name, rpm, tpm, rpd, tpd, concurrency, soft, whose, money, tokens]
+--                                                     budget: [amount hi, lo, kind, end, spent hi, lo, start]; 0 = there is none
+--                                                     `unsure`: 1 where `spent` may have what another process has yet to tell
 --   ["settle", permit, tokens, hi, lo]
 --   ["spent", name, tokens, hi, lo]                   admitted while Redis was away
 --   ["leave"]
--- Answer: [answers of the operations, name, state, name, state ...]. "join" alone: who asks is not known here.
+-- Answer: [answers of the operations, number of this step, name, state, name, state ...]. "join" alone: who asks is not known here.
 --
 -- All counts are whole numbers below 2^53. Money is (hi, lo): hi * 1e6 + lo, in 1e-12 USD. Times are microseconds of this server's clock,
--- ends of windows are Unix seconds (0: for ever). A limit of -1 is none. An account is one packed string:
+-- starts and ends of windows are Unix seconds (0: for ever). A limit of -1 is none. An account is one packed string:
 --   u: when it was filled last; r: left of the four rates; l: the limits they are under; g: the limits up to which they were filled when
 --   those were raised; c: when l changed; n: running; qh, ql, qk: reserved; mh, ml, k: spent since ever; w: windows by kind: {end, then what
---   m or k was when it began}
+--   m or k was when it began, start}
 
 local P, SECOND = KEYS[1], 1000000
 local PERIOD = {60 * SECOND, 60 * SECOND, 86400 * SECOND, 86400 * SECOND}
 local STEADY = 2 * SECOND        -- a raised limit fills its bucket up when it has been the same this long: hosts learn of it one by one
 local GONE, GONE_AFTER_BREAK, LEASE = 0.8 * SECOND, 3 * SECOND, 15 * SECOND
 local SWEEP, GATHER = 0.25 * SECOND, 1.5 * SECOND
+local AHEAD = 60 * SECOND        -- a window that begins later than this was begun by a clock that is wrong
+local MOST_LIVES_S = 366 * 86400
 local STILL = 2 * SECOND         -- without any step: it was this server that was away, and nobody could show that they live
 local time = redis.call('TIME')
 local now = time[1] * SECOND + time[2]
@@ -88,33 +93,69 @@ local function spent(a, key, w)
   return 0, a.k - w[2]
 end
 
-local function begin(a, key, end_s, h, l)
+local function begin(a, key, end_s, start_s, h, l)
   if string.sub(key, 1, 1) == 'm' then
     local base_h, base_l = sum(a.mh, a.ml, -h, -l)
-    a.w[key] = {end_s, base_h, base_l}
+    a.w[key] = {end_s, base_h, base_l, start_s}
   else
-    a.w[key] = {end_s, a.k - l}
+    a.w[key] = {end_s, a.k - l, start_s}
   end
 end
 
--- the window of a budget that runs now; a host whose clock is late does not bring back one that is over
-local function window(a, which, budget)
+local function start_of(key, w)
+  return w[string.sub(key, 1, 1) == 'm' and 4 or 3] or w[1] - 31 * 86400
+end
+
+local function ahead(start_s) return start_s * SECOND > now + AHEAD end
+
+local function over(end_s) return end_s ~= 0 and end_s * SECOND <= now end
+
+-- whether the first of two windows takes the other's place. One that is ahead gives way to one that runs
+local function follows(end_s, start_s, other_end_s, other_start_s)
+  if ahead(start_s) ~= ahead(other_start_s) then
+    if ahead(start_s) then return over(other_end_s) end
+    return not over(end_s)
+  end
+  return end_s > other_end_s
+end
+
+-- the window of a budget that runs now, nil where nobody can tell yet. A host whose clock is late does not bring back one that is over
+local function window(a, which, budget, unsure)
   local key = which .. budget[3]
-  local w = a.w[key]
-  if w == nil or w[1] < budget[4] then
-    begin(a, key, budget[4], budget[5], budget[6])
-  elseif w[1] == budget[4] then
-    local h, l = spent(a, key, w)
-    if above(budget[5], budget[6], h, l) then begin(a, key, budget[4], budget[5], budget[6]) end
+  local w, end_s, start_s, h, l = a.w[key], budget[4], budget[7], budget[5], budget[6]
+  if w == nil or follows(end_s, start_s, w[1], start_of(key, w)) then
+    if unsure then return key, nil end
+    if w ~= nil and ahead(start_of(key, w)) and not ahead(start_s) then  -- it was spent now, whatever time its host took it for
+      local spent_h, spent_l = spent(a, key, w)
+      if above(spent_h, spent_l, h, l) then h, l = spent_h, spent_l end
+    end
+    begin(a, key, end_s, start_s, h, l)
+  elseif w[1] == end_s and not unsure then
+    if above(h, l, spent(a, key, w)) then begin(a, key, end_s, start_s, h, l) end
   end
   return key, a.w[key]
+end
+
+-- whether it is known what the budgets of these have spent
+local function known_budgets(wants, unsure)
+  for _, want in ipairs(wants) do
+    local a = load(want[1])
+    for at = 9, 10 do
+      if want[at] ~= 0 then
+        local _, w = window(a, at == 9 and 'm' or 'k', want[at], unsure)
+        if w == nil then return false end
+      end
+    end
+  end
+  return true
 end
 
 local function refusals(a, want, place, tokens, hi, lo, tell)
   for at = 9, 10 do
     local which, budget = at == 9 and 'm' or 'k', want[at]
     if budget ~= 0 then
-      local key, w = window(a, which, budget)
+      local key = which .. budget[3]
+      local w = a.w[key]
       local h, l = spent(a, key, w)
       if which == 'm' then
         h, l = sum(h, l, a.qh, a.ql)
@@ -195,7 +236,8 @@ local function hold(process, permit, tokens, hi, lo, of)
   redis.call('HSET', P .. ':held:' .. process, permit, cmsgpack.pack({tokens, hi, lo, of}))
 end
 
-local function reserve(permit, tokens, hi, lo, wants)
+local function reserve(permit, tokens, hi, lo, wants, unsure)
+  if not known_budgets(wants, unsure) then return {2} end
   local final, wait, which, place = nil, 0, 0, 0
   for number, want in ipairs(wants) do
     local a = load(want[1])
@@ -277,7 +319,7 @@ local function sweep(was_still)
   end
 end
 
-local function join(known, permits)
+local function join(known, permits, older)
   local key, held = P .. ':process:' .. me, P .. ':held:' .. me
   local state = redis.call('HGET', P .. ':state', 'id')
   if not state then
@@ -285,6 +327,10 @@ local function join(known, permits)
     redis.call('HSET', P .. ':state', 'id', state, 'born', now, 'lost', known ~= '' and 1 or 0)
   elseif known ~= '' and known ~= state then
     redis.call('HSET', P .. ':state', 'lost', 1)
+  elseif older then  -- this server was put back to what it knew a while ago: another state, of which all tell what they saw
+    state = me .. '-' .. session
+    redis.call('HSET', P .. ':state', 'id', state, 'born', now, 'lost', 1)
+    for _, process in ipairs(redis.call('SMEMBERS', P .. ':processes')) do redis.call('HDEL', P .. ':process:' .. process, 'session') end
   end
   redis.call('HSET', key, 'session', session, 'seen', now, 'missing', 0, 'again', known ~= '' and now or 0)
   redis.call('SADD', P .. ':processes', me)
@@ -324,18 +370,24 @@ local function restore(name, packed)
   for _, of in ipairs({a, old}) do
     for key, w in pairs(of.w) do
       local h, l = spent(of, key, w)
-      local other = known[key]
-      if other == nil or w[1] > other[1] or (w[1] == other[1] and above(h, l, other[2], other[3])) then known[key] = {w[1], h, l} end
+      local other, start_s = known[key], start_of(key, w)
+      if other == nil or follows(w[1], start_s, other[1], other[2]) or (w[1] == other[1] and above(h, l, other[3], other[4])) then
+        known[key] = {w[1], start_s, h, l}
+      end
     end
   end
   if above(old.mh, old.ml, a.mh, a.ml) then a.mh, a.ml = old.mh, old.ml end
   a.k = math.max(a.k, old.k)
-  for key, w in pairs(known) do begin(a, key, w[1], w[2], w[3]) end
+  for key, w in pairs(known) do begin(a, key, w[1], w[2], w[3], w[4]) end
 end
 
 local function lives(a)
   local seconds = a.n > 0 and 86400 or 600
   if a.l[3] >= 0 or a.l[4] >= 0 then seconds = 2 * 86400 end
+  for i = 1, 4 do  -- what is owed stays so until it is paid
+    if a.r[i] < 0 and a.l[i] > 0 then seconds = math.max(seconds, (a.l[i] - a.r[i]) / a.l[i] * PERIOD[i] / SECOND) end
+  end
+  seconds = math.min(seconds, MOST_LIVES_S)
   for _, w in pairs(a.w) do
     if w[1] == 0 then return nil end
     seconds = math.max(seconds, w[1] - now / SECOND + 86400)
@@ -345,7 +397,11 @@ end
 
 local answers, i = {}, 2
 local joined = redis.call('HGET', P .. ':process:' .. me, 'session') == session
-if joined then redis.call('HSET', P .. ':process:' .. me, 'seen', now) end
+if joined then
+  redis.call('HSET', P .. ':process:' .. me, 'seen', now)
+elseif #ARGV == 1 then
+  return 'join'
+end
 local state = redis.call('HMGET', P .. ':state', 'born', 'lost', 'swept')
 local gathering = state[2] == '1' and now - (tonumber(state[1]) or 0) < GATHER
 while i <= #ARGV do
@@ -357,12 +413,12 @@ while i <= #ARGV do
     i = i + 1
     restore(op[2], ARGV[i])
   elseif what == 'join' then
-    answer = join(op[2], op[3])
+    answer = join(op[2], op[3], op[4] == 1)
     joined = true
   elseif not joined then
     return 'join'
   elseif what == 'reserve' then
-    answer = gathering and {2} or reserve(op[2], op[3], op[4], op[5], op[6])
+    answer = gathering and {2} or reserve(op[2], op[3], op[4], op[5], op[6], op[7] == 1)
   elseif what == 'settle' then
     settle(me, op[2], op[3], op[4], op[5])
   elseif what == 'spent' then
@@ -378,7 +434,8 @@ if joined and now - swept > SWEEP then
   redis.call('HSET', P .. ':state', 'swept', now)
   sweep(now - swept > STILL)
 end
-local reply = {answers}
+local step = joined and redis.call('HINCRBY', P .. ':state', 'step', 1) or tonumber(redis.call('HGET', P .. ':state', 'step') or 0)
+local reply = {answers, step}
 for name in pairs(changed) do
   local a = accounts[name]
   local packed, seconds = cmsgpack.pack(a), lives(a)

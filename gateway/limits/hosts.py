@@ -5,8 +5,9 @@ at once. Each host counts what it admits in its own shared memory too (`own`): r
 while Redis is away, if that is wanted (`alone`); else limited callers are refused then.
 
 Nothing is lost with Redis or with a connection. A process knows what it holds and tells it again (`join`), with what it has settled
-meanwhile. If the state itself is gone (Redis came back empty), each process tells what it saw last of every account, and nobody is
-admitted before all had time to. What a killed process held counts as used, and its slots are free about a second later.
+meanwhile. If the state itself is gone (Redis came back empty, or with what it knew a while ago: steps are numbered), each process tells
+what it saw last of every account, and nobody is admitted before all had time to. What a killed process held counts as used, and its slots
+are free about a second later.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -25,7 +26,7 @@ import structlog
 from auth.principal import Limited, Limits
 from gateway.errors import GatewayError, Unavailable
 from gateway.limits.base import FREE, Pending, Permit, Refusal
-from gateway.limits.budget import MAX_PUSD, window_end
+from gateway.limits.budget import MAX_PUSD, window_end, window_start
 from gateway.limits.redis import LinkLost
 from gateway.limits.shared import SharedLimiter
 
@@ -34,6 +35,7 @@ logger = structlog.get_logger(__name__)
 WAIT_S = 1.0  # the longest that a request waits for a decision; then Redis is as good as away for it
 HEARTBEAT_S = 0.3  # by which others see that this process lives, and by which it sees to those that do not
 RETRY_S = 0.2
+UNSURE_S = 2.0  # after Redis was away: by then all have told what was spent meanwhile
 LEAVE_S = 1.0
 MOST_AT_ONCE = 64  # operations in a step: Redis does nothing else for some 3 ms then
 _MOST_TOKENS = 2**50
@@ -43,6 +45,8 @@ _KINDS = ("requests", "tokens", "requests_day", "tokens_day", "concurrency", "bu
 _BUDGETS = _KINDS[5:]
 _WHOSE = ("user", "team", "model")
 _AWAY = "Limits cannot be checked now; try again shortly."
+
+Spent = Callable[[str, str | None], tuple[int, int]]
 
 
 class Link(Protocol):
@@ -62,12 +66,13 @@ class Forgotten(LinkLost):
 class Account:
     """What this process knows of one that is limited. `asked`: how it is named in a step; `state`: what Redis had of it last."""
 
-    __slots__ = ("asked", "limit_id", "limits", "state", "until_s")
+    __slots__ = ("asked", "from_s", "limit_id", "limits", "state", "until_s")
 
     def __init__(self, limit_id: str) -> None:
         self.limit_id = limit_id
         self.limits: Limits | None = None
         self.asked = b""
+        self.from_s = 0.0  # when the last window of a budget began: a clock that is earlier now was set right
         self.until_s = math.inf  # when the first window of a budget ends
         self.state: bytes | None = None
 
@@ -148,7 +153,7 @@ class HostsLimiter:
         self,
         own: SharedLimiter,
         link: Callable[[str], Link],
-        spent: Callable[[str, str | None], tuple[int, int]] = lambda _id, _window: (0, 0),
+        spent: Spent = lambda _id, _window: (0, 0),
         *,
         alone: bool = False,
         clock: Callable[[], float] = time.time,
@@ -161,6 +166,8 @@ class HostsLimiter:
         self._clock = clock
         self.away = True
         self._known = ""  # the state in Redis that this process has worked with
+        self._step_number = 0  # the last step of it that this process saw
+        self._sure_at_s = 0.0  # from then on (monotonic) what the ledger knows is told to Redis
         self._session = 0
         self._number = 0
         self._accounts: dict[str, Account] = {}
@@ -187,8 +194,8 @@ class HostsLimiter:
         self._number += 1
         number = f"{self._number:x}"
         asked = b",".join([account.asked for account in accounts])
-        values = (number.encode(), held.tokens, *divmod(held.cost_pusd, _SPLIT), asked)
-        ask = Ask(number, b'["reserve","%b",%d,%d,%d,[%b]]' % values, held, callers, Pending())
+        values = (number.encode(), held.tokens, *divmod(held.cost_pusd, _SPLIT), asked, time.monotonic() < self._sure_at_s)
+        ask = Ask(number, b'["reserve","%b",%d,%d,%d,[%b],%d]' % values, held, callers, Pending())
         ask.timer = asyncio.get_running_loop().call_later(WAIT_S, self._late, ask)
         self._push(ask)
         assert ask.pending is not None
@@ -237,33 +244,47 @@ class HostsLimiter:
         account = self._accounts.get(caller.limit_id)
         if account is None:
             account = self._accounts[caller.limit_id] = Account(caller.limit_id)
-        if account.limits is not caller.limits or account.until_s <= now_s:
-            self._follow(account, caller.limits, now_s)
+        if account.limits is not caller.limits or not account.from_s <= now_s < account.until_s:
+            self._follow(account, caller.limits, now_s, self._spent)
         return account
 
-    def _follow(self, account: Account, limits: Limits, now_s: float) -> None:
-        """How it is asked for, under these limits and in the windows that run."""
-        account.limits, account.until_s = limits, math.inf
+    def budgets(self) -> dict[str, Limits]:
+        """Of those with budgets that have asked, by limit id: `booked` wants to know what they have spent."""
+        of = {limit_id: account.limits for limit_id, account in self._accounts.items()}
+        return {limit_id: it for limit_id, it in of.items() if it is not None and (it.budget is not None or it.token_budget is not None)}
+
+    def booked(self, limits: Mapping[str, Limits], spent: Mapping[tuple[str, str | None], tuple[int, int]], now_s: float) -> None:
+        """What the ledger had at `now_s` is the least that these (of `budgets`) have spent; not where limits were changed since."""
+        for limit_id, of in limits.items():
+            account = self._accounts.get(limit_id)
+            if account is not None and account.limits is of:
+                self._follow(account, of, now_s, lambda limit_id, window: spent.get((limit_id, window), (0, 0)))
+
+    def _follow(self, account: Account, limits: Limits, now_s: float, spent: Spent) -> None:
+        """How it is asked for, under these limits and in the windows that run, with what was spent in them."""
+        account.limits, account.from_s, account.until_s = limits, 0.0, math.inf
         money: object = 0
         tokens: object = 0
         if limits.budget is not None:
-            money = self._budget(account, limits.budget.amount_pusd, limits.budget.window, 0, now_s)
+            money = self._budget(account, limits.budget.amount_pusd, limits.budget.window, 0, now_s, spent)
         if limits.token_budget is not None:
-            tokens = self._budget(account, limits.token_budget.tokens, limits.token_budget.window, 1, now_s)
+            tokens = self._budget(account, limits.token_budget.tokens, limits.token_budget.window, 1, now_s, spent)
         plain = (limits.rpm, limits.tpm, limits.rpd, limits.tpd, limits.concurrency, limits.soft)
         numbers = [_NONE if number is None else min(number, _MOST_TOKENS) for number in plain]
         account.asked = orjson.dumps([account.limit_id, *numbers, _whose(account.limit_id), money, tokens])
 
-    def _budget(self, account: Account, amount: int, window: str | None, which: int, now_s: float) -> list[object]:
-        end_s = window_end(window, now_s)
+    @staticmethod
+    def _budget(account: Account, amount: int, window: str | None, which: int, now_s: float, spent_in: Spent) -> list[object]:
+        start_s, end_s = window_start(window, now_s), window_end(window, now_s)
+        account.from_s = max(account.from_s, start_s)
         if end_s is not None:
             account.until_s = min(account.until_s, end_s)
-        spent = self._spent(account.limit_id, window)[which]
+        spent = spent_in(account.limit_id, window)[which]
         split = _SPLIT if which == 0 else 2**62
         since_s = account.limits.since if account.limits is not None else None
         # one that was set back is in a window of its own, where spending begins anew
         kind = (window or "ever") + ("" if since_s is None else f"@{int(since_s * 1000)}")
-        return [*divmod(amount, split), kind, end_s or 0, *divmod(spent, split)]
+        return [*divmod(amount, split), kind, end_s or 0, *divmod(spent, split), start_s]
 
     # what decides
 
@@ -348,6 +369,7 @@ class HostsLimiter:
             try:
                 await self._join()
                 if told:
+                    self._sure_at_s = time.monotonic() + UNSURE_S
                     logger.warning("limits are decided over all hosts again")
                 told = False
                 self.away = False
@@ -375,15 +397,16 @@ class HostsLimiter:
         self._lost = False
         self._session += 1
         await self._link.open(self._on_lost)
-        [[state]] = await self._tell([b'["hello"]'])
-        if self._known and state.decode() != self._known:
+        [[state], number, *_] = await self._tell([b'["hello"]'])
+        older = number < self._step_number  # it came back with what it knew a while ago
+        if self._known and (older or state.decode() != self._known):
             await self._restore()
         permits = [
             [number, held.tokens, *divmod(held.cost_pusd, _SPLIT), held.names, *_used(held)] for number, held in list(self._held.items())
         ]
         over = [permit[0] for permit in permits if permit[5] != _NONE]
-        [[state], *_] = await self._tell([orjson.dumps(["join", self._known, permits])])
-        self._known = state.decode()
+        [[state], number, *_] = await self._tell([orjson.dumps(["join", self._known, permits, int(older)])])
+        self._known, self._step_number = state.decode(), number
         for number in over:
             self._held.pop(str(number), None)
         for number, held in self._held.items():  # settled in this very moment
@@ -434,11 +457,12 @@ class HostsLimiter:
             self._answered(ask, answer)
 
     async def _tell(self, operations: Sequence[bytes]) -> Any:
-        """One step. Keeps what it says of the accounts."""
+        """One step. Keeps what it says of the accounts, and its number: a later `hello` that says less is of an older state."""
         reply = await self._link.step((self._head(), *operations))
         if reply == b"join":
             raise Forgotten("taken for dead")
-        for at in range(1, len(reply), 2):
+        self._step_number = max(self._step_number, reply[1])
+        for at in range(2, len(reply), 2):
             account = self._accounts.get(reply[at].decode())
             if account is not None:
                 account.state = reply[at + 1]

@@ -62,8 +62,9 @@ class RedisLink:
         self._listening = asyncio.create_task(self._listen(self._channel, lost), name="redis")
 
     async def step(self, arguments: Sequence[bytes]) -> Any:
-        """Run the script. One at a time."""
-        assert self._steps is not None
+        """Run the script. One at a time. `LinkLost` also where it is not open."""
+        if self._steps is None:
+            raise LinkLost("closed")
         async with _mapped():
             try:
                 return await self._steps.evalsha(self._digest, 1, self._prefix, *arguments)

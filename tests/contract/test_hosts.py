@@ -15,17 +15,20 @@ from itertools import accumulate
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from auth.principal import Budget, Limited, Limits, TokenBudget
 from gateway.errors import Unavailable
 from gateway.limits.base import FREE, Pending, Permit, Refusal
 from gateway.limits.budget import MAX_PUSD
-from gateway.limits.redis import LinkLost, inspect
+from gateway.limits.hosts import AlonePermit, HostsLimiter
+from gateway.limits.redis import LinkLost, RedisLink, inspect
 from tests.contract.hosts_in_a_process import HELD, STORM
 from tests.hosts import ask, host, until
 from tests.levels import own_limiter
 from tests.redis_server import RedisServer
 
+DAY_S = 86_400
 ROOT = Path(__file__).parents[2]
 
 
@@ -165,15 +168,162 @@ async def test_what_the_ledger_knows_is_spent(redis_server: RedisServer) -> None
 
 
 async def test_a_window_that_is_over_begins_anew_on_all_hosts_and_never_goes_back(redis_server: RedisServer) -> None:
-    now = [1_900_000_000.0]
+    yesterday_s = time.time() - 86_400
+    now = [yesterday_s]
     limits = Limits(budget=Budget(100, "day"))
-    async with host(redis_server.url, clock=lambda: now[0]) as first, host(redis_server.url, clock=lambda: 1_900_000_000.0) as late:
+    async with host(redis_server.url, clock=lambda: now[0]) as first, host(redis_server.url, clock=lambda: yesterday_s) as late:
         admitted(await ask(first, one(limits), 0, 100)).settle(0, 100)
         refused(await ask(first, one(limits), 0, 1))
         now[0] += 86_400
         admitted(await ask(first, one(limits), 0, 60)).settle(0, 60)
         assert refused(await ask(late, one(limits), 0, 60)).kind == "budget"
         admitted(await ask(late, one(limits), 0, 40)).settle(0, 40)
+
+
+async def test_a_clock_that_was_ahead_spoils_no_window(redis_server: RedisServer) -> None:
+    """The one of a host, by days: what was spent meanwhile counts where it was spent, and the window ends when it does."""
+    now = [time.time() + 100 * DAY_S]
+    books = {"day": (30, 0), "month": (0, 20)}
+    limits = Limits(budget=Budget(100, "day"), token_budget=TokenBudget(50, "month"))
+    async with (
+        host(redis_server.url, clock=lambda: now[0]) as ahead,
+        host(redis_server.url, spent=lambda _, window: books[str(window)]) as right,
+    ):
+        for callers in (one(limits), one(limits, "other")):
+            admitted(await ask(ahead, callers, 5, 10)).settle(5, 10)
+            refusal = refused(await ask(right, callers, 0, 71))
+            assert (refusal.kind, (refusal.retry_after_s or 0) <= DAY_S) == ("budget", True)
+            assert refused(await ask(right, callers, 31, 0)).kind == "token_budget"
+            admitted(await ask(right, callers, 20, 50)).settle(20, 50)
+            refused(await ask(ahead, callers, 0, 21))  # nor does it begin one when there is one
+            now[0] = time.time()
+            refused(await ask(ahead, callers, 0, 21))
+            admitted(await ask(ahead, callers, 10, 20)).settle(10, 20)
+            refusal = refused(await ask(right, callers, 0, 1))
+            assert (refusal.kind, (refusal.retry_after_s or 0) <= DAY_S) == ("budget", True)
+            now[0] += 100 * DAY_S
+
+
+async def test_what_was_spent_while_a_clock_was_ahead_counts_though_no_books_have_it(redis_server: RedisServer) -> None:
+    limits = Limits(budget=Budget(100, "week"), token_budget=TokenBudget(100, "day"))
+    async with host(redis_server.url, clock=lambda: time.time() + 400 * DAY_S) as ahead, host(redis_server.url) as right:
+        admitted(await ask(ahead, one(limits), 70, 60)).settle(70, 60)
+        assert refused(await ask(right, one(limits), 0, 41)).kind == "budget"
+        assert refused(await ask(right, one(limits), 31, 0)).kind == "token_budget"
+        admitted(await ask(right, one(limits), 30, 40)).settle(30, 40)
+
+
+async def test_what_the_books_have_later_counts(redis_server: RedisServer) -> None:
+    """What began before a caller had limits is in the books alone."""
+    limits = Limits(budget=Budget(100, "month"), token_budget=TokenBudget(100))
+    async with host(redis_server.url) as limiter:
+        callers = one(limits)
+        admitted(await ask(limiter, callers, 10, 10)).settle(10, 10)
+        limiter.reserve(one(Limits(rpm=1), "no budget"), 0, 0)
+        now_s, asked = time.time(), limiter.budgets()
+        assert asked == {"k": limits}
+        limiter.booked(asked, {("k", "month"): (60, 9), ("k", None): (9, 70)}, now_s)
+        assert refused(await ask(limiter, callers, 0, 41)).kind == "budget"
+        assert refused(await ask(limiter, callers, 31, 0)).kind == "token_budget"
+        admitted(await ask(limiter, callers, 30, 40)).settle(30, 40)
+        callers = one(replace(limits, since=now_s))  # set back: what was read before is not of this one
+        admitted(await ask(limiter, callers)).settle(0, 0)
+        limiter.booked(asked, {("k", "month"): (100, 0)}, now_s)
+        admitted(await ask(limiter, callers, 0, 100))
+
+
+async def test_what_is_owed_is_not_forgotten_before_it_is_paid(redis_server: RedisServer) -> None:
+    async with host(redis_server.url) as limiter:
+        admitted(await ask(limiter, one(Limits(tpm=10)), 10, 0)).settle(510, 0)  # fifty minutes
+        admitted(await ask(limiter, one(Limits(rpm=10), "other"))).settle(0, 0)
+        client = Redis.from_url(redis_server.url)
+        try:
+            await asyncio.sleep(0.1)
+            assert 3000 < await client.ttl("{test}:account:k") <= 3060
+            assert await client.ttl("{test}:account:other") <= 600
+        finally:
+            await client.aclose()
+
+
+async def test_a_redis_that_comes_back_with_an_older_state_has_lost_nothing(redis_server: RedisServer) -> None:
+    limits = Limits(concurrency=4, rpd=8, budget=Budget(1000))
+    async with host(redis_server.url) as first, host(redis_server.url) as other:
+        admitted(await ask(first, one(limits), 0, 50)).settle(0, 50)
+        before = admitted(await ask(first, one(limits), 0, 50))
+        redis_server.save()
+        admitted(await ask(other, one(limits), 0, 400)).settle(0, 400)
+        after, held = [admitted(await ask(limiter, one(limits), 0, 100)) for limiter in (other, first)]
+        redis_server.stop()
+        await until(lambda: first.away and other.away)
+        before.settle(0, 50)
+        after.settle(0, 100)
+        redis_server.start()
+        await until(lambda: not first.away and not other.away)
+        await asyncio.sleep(2.2)
+        assert refused(await ask(first, one(limits), 0, 301)).kind == "budget"  # 600 are spent, 100 are reserved
+        running = [admitted(await ask(limiter, one(limits), 0, 100)) for limiter in (first, other, other)]
+        assert refused(await ask(other, one(limits))).kind in {"concurrency", "requests_day"}
+        for permit in [held, *running]:
+            permit.settle(0, 100)
+        await asyncio.sleep(0.1)
+        assert refused(await ask(other, one(limits), 0, 1)).kind == "budget"
+
+
+async def test_what_a_host_spent_alone_is_not_counted_by_the_books_too(kept_redis: RedisServer) -> None:
+    """It tells Redis when that is back; another host has read it in the books by then."""
+    limits = Limits(budget=Budget(1000))
+    books = [0]
+    async with (
+        host(kept_redis.url, alone=True) as spends,
+        host(kept_redis.url, spent=lambda _id, _window: (books[0], 0), alone=True) as reads,
+    ):
+        admitted(await ask(spends, one(limits), 0, 100)).settle(0, 100)
+        kept_redis.stop()
+        await until(lambda: spends.away and reads.away)
+        running = admitted(await ask(spends, one(limits), 0, 400))
+        books[0] = 500
+        kept_redis.start()
+        await until(lambda: not spends.away and not reads.away)
+        admitted(await ask(reads, one(limits), 0, 0)).settle(0, 0)
+        assert isinstance(await ask(reads, one(limits, "new"), 0, 0), AlonePermit)  # of one that Redis has not seen nobody can tell yet
+        running.settle(0, 400)
+        await asyncio.sleep(2.5)
+        assert refused(await ask(reads, one(limits), 0, 501)).kind == "budget"
+        admitted(await ask(reads, one(limits), 0, 500)).settle(0, 0)
+        assert refused(await ask(reads, one(limits, "new"), 0, 501)).kind == "budget"
+
+
+class OpensOnce(RedisLink):
+    """Then it is connecting for ever."""
+
+    opened = 0
+
+    async def open(self, lost: Callable[[], None]) -> None:
+        self.opened += 1
+        if self.opened > 1:
+            await asyncio.Event().wait()
+        await super().open(lost)
+
+
+async def test_ends_while_it_connects_again(redis_server: RedisServer) -> None:
+    links: list[OpensOnce] = []
+
+    def link(process: str) -> OpensOnce:
+        links.append(OpensOnce(redis_server.url, "{test}", process))
+        return links[0]
+
+    own = own_limiter()
+    limiter = HostsLimiter(own, link)
+    await limiter.start()
+    client = Redis.from_url(redis_server.url)
+    try:
+        for process in await client.keys("{test}:process:*"):
+            await client.hdel(process, "session")  # as if it were taken for dead
+        await until(lambda: links[0].opened == 2)
+        await limiter.close()
+    finally:
+        await client.aclose()
+        own.close()
 
 
 async def test_a_budget_that_was_set_back_begins_anew_on_all_hosts(redis_server: RedisServer) -> None:
