@@ -70,7 +70,7 @@ async def settle_ledger(ctx: Context) -> None:
     from gateway.keeper.settle import settle
 
     if not await settle(ctx.db, ctx.settings.run_dir, _SETTLE_S):
-        tell(f"The running server has not brought its ledger up to date within {_SETTLE_S:.0f} s: the newest requests may be missing.")
+        tell("The ledger could not be brought up to date: the newest requests may be missing. `gateway doctor` may say why.")
 
 
 async def _verify(ctx: Context) -> dict[str, Any]:

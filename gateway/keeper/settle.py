@@ -16,20 +16,21 @@ _POLL_S = 0.05
 
 
 async def settle(db: Database, run_dir: Path, within_s: float) -> bool:
-    """Bring what servers have written to their segments so far into SQL, or wait until the running keeper has; False: not in time.
+    """Bring what servers have written to their segments so far into SQL, or wait until the running keeper has; False: not in time,
+    or it cannot be done.
 
     That includes what a process ran that was killed: its segments go once those requests are booked. Raises `StoreUnavailable`.
     """
     written = segment_sizes(run_dir / "ledger")
     dead = left_by_the_dead(run_dir / "ledger")
     deadline_s = time.monotonic() + within_s
-    while not await ship_once(db, run_dir):
+    while (complete := await ship_once(db, run_dir)) is None:
         if not any(path.exists() for path in dead) and not await _unshipped(db, written):
             return True
         if time.monotonic() > deadline_s:
             return False
         await asyncio.sleep(_POLL_S)
-    return True
+    return complete
 
 
 def segment_sizes(folder: Path) -> dict[Path, int]:

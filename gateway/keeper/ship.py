@@ -29,6 +29,7 @@ from gateway.metering.ledger import (
     forget_slots,
     forget_unnamed,
     interrupted,
+    read_lines,
     read_slots,
     sort_lines,
     writer_is_dead,
@@ -46,6 +47,7 @@ logger = structlog.get_logger(__name__)
 BATCH_BYTES = 2_000_000
 ID_FILE = "id"
 _KEY_AT, _STARTED_AT = FIELDS.index("key_id"), FIELDS.index("started_at")
+_MOST_S = 1e12  # no day of the calendar is beyond it
 _LITTLE_BYTES = 65_536  # what a usual round finds
 
 
@@ -101,6 +103,11 @@ class Shipper:
         await self._uses.write(self._db)
         return shipped
 
+    @property
+    def failing(self) -> bool:
+        """Is there anything that could not be shipped the last time?"""
+        return bool(self._failing)
+
     def _note_failing(self, name: str) -> None:
         """While an exception is handled. Its segment stays as it is, and is tried again."""
         if name not in self._failing:
@@ -131,13 +138,23 @@ class Shipper:
                 await asyncio.sleep(0)
 
     async def _open(self, name: str) -> _Segment:
-        """A segment seen for the first time by this process: shipped rows are skipped, open BEGINs are found again."""
+        """A segment seen for the first time by this process: shipped rows are skipped, open BEGINs are found again.
+
+        Of these, those with a row have ended: their END was in a later segment, which is gone already.
+        """
         async with self._db.write() as conn:
             offset = await segments.see(conn, name, self._folder_id())
-        segment = self._segments[name] = _Segment(self._folder / name, offset)
+        segment = _Segment(self._folder / name, offset)
         if offset:
             with segment.path.open("rb") as file:
-                self._take(segment, sort_lines(file.read(offset)))
+                lines = sort_lines(file.read(offset))
+            started_at = _started_at(lines.begun)
+            if started_at:
+                async with self._db.read() as conn:
+                    for request_id in await booking.booked(conn, started_at):
+                        del lines.begun[request_id]
+            self._take(segment, lines)
+        self._segments[name] = segment  # last: one that is half known would pass for one in which nothing is open
         return segment
 
     def _take(self, segment: _Segment, lines: Lines) -> None:
@@ -185,7 +202,7 @@ class Shipper:
         rows = self._interrupted(segment, noted)
         if rows:
             await self._book(as_columns(rows), segment, segment.offset)
-        async with self._db.write() as conn:
+        async with self._db.write(durable=True) as conn:  # the file is all that a power cut would leave of rows that are not on the disk
             await segments.finish(conn, name)
         segment.path.unlink(missing_ok=True)
         del self._segments[name]
@@ -255,6 +272,16 @@ class Shipper:
         return self._id
 
 
+def _started_at(begun: dict[str, str]) -> dict[str, float]:
+    """When the requests of these BEGIN lines began, by their ids; without those whose line a kill has spoiled."""
+    found: dict[str, float] = {}
+    for _, fields in read_lines("\n".join(begun.values()).encode()):
+        request_id, at_s = fields["request_id"], fields["started_at"]
+        if request_id in begun and type(at_s) is float and abs(at_s) < _MOST_S:
+            found[request_id] = at_s
+    return found
+
+
 def _read(file: BinaryIO, offset: int) -> tuple[bytes, bool]:
     """Whole lines from `offset` on, as many as make a batch; and whether these were all that is there."""
     file.seek(offset)
@@ -268,13 +295,13 @@ def _read(file: BinaryIO, offset: int) -> tuple[bytes, bool]:
     return data[: data.rfind(b"\n", 0, content) + 1], content < BATCH_BYTES
 
 
-async def ship_once(db: Database, run_dir: Path) -> bool:
-    """Ship everything now, if no keeper does; False where one does."""
+async def ship_once(db: Database, run_dir: Path) -> bool | None:
+    """Ship everything now, if no keeper does: None where one does. False: some of it cannot be shipped, and the log says why."""
     shipper = Shipper(db, run_dir / "ledger")
     try:
         if not shipper.acquire():
-            return False
+            return None
         await shipper.ship_the_last()
-        return True
+        return not shipper.failing
     finally:
         shipper.close()

@@ -61,6 +61,7 @@ class SegmentWriter:
         self._full_until_s = 0.0
         self._behind: list[int] = []  # descriptors of segments that were left and are not known to be on the disk
         self._syncs = False
+        self._named = False  # a segment has got its name, and the folder is not known to be on the disk since
         self.progress = Progress(folder / f"{self._stem}{SLOTS_SUFFIX}")
         self._open()
 
@@ -79,6 +80,7 @@ class SegmentWriter:
             os.close(fd)
             unnamed.unlink(missing_ok=True)
             raise
+        self._named = True
         self._number += 1
         self._fd, self._memory, self._at, self._size = fd, memory, 0, size
 
@@ -151,6 +153,13 @@ class SegmentWriter:
             os.close(fd)
         for fd in (self._fd, self.progress.fd):
             os.fdatasync(fd)
+        if self._named:
+            self._named = False  # before: the next one may get its name meanwhile
+            try:
+                _sync_folder(self._folder)
+            except OSError:
+                self._named = True
+                raise
 
     def close(self) -> None:
         """Last act of the process; gives the lock back."""
@@ -159,6 +168,15 @@ class SegmentWriter:
         for fd in self._behind:
             os.close(fd)
         self.progress.close()
+
+
+def _sync_folder(folder: Path) -> None:
+    """The names in it."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _end_line(record: UsageRecord, client_request_id: str | None, backend: str | None, tried: str | None) -> bytes:
@@ -184,8 +202,13 @@ def _shorter_end_line(record: UsageRecord) -> bytes:
 
 def used_bytes(folder: Path) -> int:
     """What the segments of all writers take of the disk."""
+    size_bytes = 0
     with os.scandir(folder) as entries:
-        return sum(entry.stat().st_size for entry in entries if entry.name.endswith(SUFFIX))
+        for entry in entries:
+            if entry.name.endswith(SUFFIX):
+                with contextlib.suppress(FileNotFoundError):  # shipped meanwhile, and removed
+                    size_bytes += entry.stat().st_size
+    return size_bytes
 
 
 def written_bytes(path: Path) -> int:
@@ -219,7 +242,7 @@ def writer_is_dead(path: Path) -> bool:
     """Has the process that wrote this segment ended (or moved on to its next one)?"""
     fd = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who ask at once must not take each other for the writer
     except BlockingIOError:
         return False
     finally:
@@ -272,7 +295,7 @@ def _parsed(data: bytes) -> list[list[Any]]:
             line = orjson.loads(raw)
         except orjson.JSONDecodeError:
             continue
-        if type(line) is list and len(line) > _BEGIN_FIELDS and (line[0] == "E" or line[0] == "B"):
+        if type(line) is list and len(line) > _BEGIN_FIELDS and (line[0] == "E" or line[0] == "B") and type(line[1]) is str:
             lines.append(line)
     return lines
 

@@ -10,7 +10,7 @@ A slot, in words of 8 bytes (the machine's own order: it is read where it was wr
     1       attempts
     2       the running attempt may have reached its backend, or an earlier one has
     3, 4    events with words in them that were handed on, and the bytes of these
-    5       of these bytes, how many an event takes beside its words
+    5       of these bytes, how many an event takes beside its words; -1: its events are no tokens
     6       how many events of 3 the backend's own report covers; -1: it has reported nothing
     7..10   its report: prompt, completion (-1: not said), cached, reasoning tokens
     11..51  the target's name, up to a zero byte
@@ -130,7 +130,7 @@ class Progress:
             words[at + 4] = size_bytes
 
     def envelope(self, slot: int, size_bytes: int) -> None:
-        """How much of an event is not words."""
+        """How much of an event is not words; -1: all of it, whatever it holds."""
         if slot >= 0:
             self._words[slot * _WORDS + 5] = size_bytes
 
@@ -178,7 +178,7 @@ class Reached:
         self.handed: int = words[3]
         self.backend = _text(slot[_BACKEND_AT:_PRICE_AT])
         self.price = _text(slot[_PRICE_AT:])
-        self.completion: int = estimated_tokens(words[3], words[4], words[5])
+        self.completion: int = estimated_tokens(words[3], words[4], words[5]) if words[5] >= 0 else 0
         self.reported = words[6] >= 0
         self.half_reported = False
         self.prompt: int = words[7]

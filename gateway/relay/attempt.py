@@ -199,6 +199,8 @@ class Attempt:
         if form is Form.EVENTS:
             rename = operation.protocol.rename(self.client_model) if self.client_model is not None else None
             self.stream = EventStream(operation.protocol, self._by_close(), self.asked_usage, rename, flow.keeper(operation))
+            if not operation.generates:
+                flow.progress.envelope(flow.place, -1)
         elif form is Form.RAW:
             self._raw = True
             self._taps_tail = b"json" in answers.header(headers, b"content-type").lower()
@@ -239,12 +241,12 @@ class Attempt:
         """What is new of the stream as a whole, for whoever finds this request without its end."""
         stream.news = False
         progress, slot, usage = self.flow.progress, self.flow.place, stream.usage
-        progress.envelope(slot, stream.envelope_bytes)
+        generates = self.flow.request.operation.generates
+        if generates:
+            progress.envelope(slot, stream.envelope_bytes)
         if usage is not None:
             prompt = -1 if usage.prompt_tokens is None else usage.prompt_tokens
-            completion = (
-                usage.completion_tokens if usage.completion_tokens is not None else -1 if self.flow.request.operation.generates else 0
-            )
+            completion = usage.completion_tokens if usage.completion_tokens is not None else -1 if generates else 0
             progress.reported(slot, stream.usage_at, prompt, completion, usage.cached_tokens, usage.reasoning_tokens)
 
     def _commit_stream(self, stream: EventStream, block: bytes) -> bool:

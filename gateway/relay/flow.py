@@ -803,6 +803,8 @@ class Flow:
         if self.over:
             if self._closing is not None:
                 self._closing.ending, self._closing.last = "client_gone", None
+                if not self._committed:  # the answer was whole, and waited: nothing of it went out
+                    self._status = 499
             return
         attempt = self.attempt
         if attempt is not None:

@@ -145,15 +145,33 @@ async def _insert(conn: AsyncConnection, table: Table, values: list[Any], shared
             start += len(parts) * length
 
 
+async def booked(conn: AsyncConnection, started_at: Mapping[str, float]) -> set[str]:
+    """Which of these requests (by id, with the moment they began) have a row."""
+    of_day: dict[int, list[str]] = {}
+    for request_id, at_s in started_at.items():
+        of_day.setdefault(int(at_s // DAY_S), []).append(request_id)
+    found: set[str] = set()
+    for day in await days.existing(conn):
+        if day in of_day:
+            found |= await _known(conn, day_table(day), of_day[day])
+    return found
+
+
 async def _unknown(conn: AsyncConnection, table: Table, columns: Columns) -> Columns:
     """Those rows that are not there yet, each once: as it was named last."""
     rows = {row[_REQUEST_ID]: row for row in zip(*columns, strict=True)}
-    request_ids, column = list(rows), table.c.request_id
-    for start in range(0, len(request_ids), _CHUNK):
-        known = await conn.execute(select(column).where(column.in_(request_ids[start : start + _CHUNK])))
-        for request_id in known.scalars():
-            del rows[request_id]
+    for request_id in await _known(conn, table, list(rows)):
+        del rows[request_id]
     return [[row[at] for row in rows.values()] for at in range(len(columns))]
+
+
+async def _known(conn: AsyncConnection, table: Table, request_ids: Sequence[str]) -> set[str]:
+    """Those that the table of their day has."""
+    column = table.c.request_id
+    found: set[str] = set()
+    for start in range(0, len(request_ids), _CHUNK):
+        found.update((await conn.execute(select(column).where(column.in_(request_ids[start : start + _CHUNK])))).scalars())
+    return found
 
 
 # Statements. They hold names of our own tables and columns only.

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection as SyncConnection
 from sqlalchemy import event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -43,15 +44,20 @@ class Database:
         self._schema = schema
         if self.dialect == "sqlite":
             self._writer = sqlite_engine(url, "BEGIN IMMEDIATE", pool_size=1)
+            self._durable_writer = self._writer.execution_options(durable=True)
             self._reader = sqlite_engine(url, "BEGIN", pool_size=_POOL_SIZE, read_only=True)
         else:
-            self._writer = postgres_engine(url)
+            self._writer = self._durable_writer = postgres_engine(url)
             self._reader = self._writer.execution_options(postgresql_readonly=True)
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that may write; committed when the block ends without an error."""
-        async with _transaction(self._writer) as conn:
+    async def write(self, *, durable: bool = False) -> AsyncIterator[AsyncConnection]:
+        """A transaction that may write; committed when the block ends without an error.
+
+        `durable`: it must have changed something, and that and all that was committed before outlives a power cut once the block has
+        ended: for whoever removes next what it was made of. (PostgreSQL does so each time, SQLite with WAL when it empties its log.)
+        """
+        async with _transaction(self._durable_writer if durable else self._writer) as conn:
             if self._schema:
                 await require_schema(conn, self._schema)
             yield conn
@@ -123,10 +129,19 @@ def sqlite_engine(url: str, begin: str, *, pool_size: int, read_only: bool = Fal
             raise DisconnectionError  # the pool opens another, which fails where there is no file
 
     @event.listens_for(engine.sync_engine, "begin")
-    def _begin(connection: Any) -> None:
+    def _begin(connection: SyncConnection) -> None:
+        _sync(connection, durable=connection.get_execution_options().get("durable", False))
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def _sync(connection: SyncConnection, *, durable: bool) -> None:
+    """Whether SQLite brings the next transaction onto the disk. Said between two of them, and only where they differ."""
+    info = connection.connection.info
+    if info.get("durable", False) != durable:
+        connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        info["durable"] = durable
 
 
 def _identity(path: str | None) -> tuple[int, int] | None:

@@ -265,6 +265,20 @@ async def test_who_leaves_while_it_is_counted_has_left(tokenizer: Tokenizer) -> 
     assert record.completion_tokens == len(tokenizer.encode("".join(LONG), False))
 
 
+async def test_who_leaves_while_a_whole_answer_is_counted_has_got_nothing_of_it(tokenizer: Tokenizer) -> None:
+    held = Held()
+    whole = {"object": "chat.completion", "model": "m", "choices": [{"index": 0, "message": {"content": "".join(LONG)}}]}
+    async with counting(tokenizer, answers(whole), pool=held.pool) as stage:
+        client = await stage.send(CHAT)
+        await held.asked()
+        client.reset()
+        await until(lambda: not stage.server.edges)
+        held.go.set()
+        record = await stage.record()
+    assert (record.ending, record.status) == ("client_gone", 499)
+    assert record.completion_tokens == len(tokenizer.encode("".join(LONG), False))
+
+
 async def test_what_waits_to_be_counted_is_weighed_and_bounded(tokenizer: Tokenizer) -> None:
     held = Held()
     async with counting(tokenizer, stream(frame(ROLE), *words(*LONG), after=scripts.closed), pool=held.pool) as stage:

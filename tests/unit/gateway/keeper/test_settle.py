@@ -63,3 +63,18 @@ async def test_without_a_keeper_it_is_booked_at_once(db: Database, tmp_path: Pat
     assert await settle(db, tmp_path, within_s=0)
     async with db.read() as conn:
         assert len(await rows_since(conn, 0)) == 1
+
+
+async def test_what_cannot_be_shipped_is_not_called_complete(db: Database, tmp_path: Path) -> None:
+    killed = _writer(tmp_path)
+    _begin(killed)
+    killed.close()
+    await _rename(db, "usage_totals", "elsewhere")
+    assert not await settle(db, tmp_path, within_s=0)
+    await _rename(db, "elsewhere", "usage_totals")
+    assert await settle(db, tmp_path, within_s=0)
+
+
+async def _rename(db: Database, table: str, name: str) -> None:
+    async with db.write() as conn:
+        await conn.exec_driver_sql(f"ALTER TABLE {table} RENAME TO {name}")

@@ -15,12 +15,14 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from gateway.keeper.ship import Shipper
 from gateway.metering.ledger import SegmentWriter
 from gateway.metering.record import ENDINGS, FIELDS, TOKEN_SOURCES, UsageRecord
 from gateway.store.engine import Database
+from gateway.store.errors import StoreUnavailable
+from gateway.store.migrate import migrate
 from gateway.store.requests import rows_since
 from gateway.store.segments import open_offsets
 from gateway.store.tables import key_uses
@@ -204,3 +206,99 @@ async def test_keys_are_known_to_be_used_however_their_requests_ended(tmp_path: 
     await shipper.ship_the_last()
     assert await uses() == {"k1": 1.7e9 + 7, "k2": 1.7e9 + 1}
     shipper.close()
+
+
+async def test_a_segment_is_removed_only_when_its_rows_are_on_the_disk(tmp_path: Path, migrated: Path) -> None:
+    """Else a power cut would take rows whose segment is gone already."""
+    path = tmp_path / "gateway.sqlite3"
+    shutil.copy(migrated, path)
+    db = Database(f"sqlite+aiosqlite:///{path}")
+    seen: list[tuple[bool, int]] = []
+
+    @event.listens_for(db._writer.sync_engine, "commit")
+    def _commit(conn: Any) -> None:
+        synchronous = conn.exec_driver_sql("PRAGMA synchronous").scalar_one()
+        seen.append((conn.exec_driver_sql("SELECT count(*) FROM ledger_segments WHERE finished_at > 0").scalar_one(), synchronous))
+
+    writer, shipper = SegmentWriter(tmp_path / "ledger"), Shipper(db, tmp_path / "ledger")
+    record = UsageRecord("r", 1.7e9, "chat", "k", "u", "m", 1)
+    writer.end(record, writer.begin(record, 1, 1))
+    await shipper.ship()
+    writer.close()
+    await shipper.ship()
+    assert list((tmp_path / "ledger").glob("*.seg")) == []
+    assert len(seen) > 2
+    assert [synchronous for finished, synchronous in seen if not finished] == [1] * (len(seen) - 1)
+    assert seen[-1] == (1, 2), "what finishes the segment is synced (2: FULL)"
+    shipper.close()
+    await db.close()
+
+
+async def test_what_ended_in_a_segment_that_is_gone_is_not_open_again_after_a_restart(tmp_path: Path, db: Database) -> None:
+    """One stream keeps the first segment; the second, with the END of another request of the first, is removed."""
+    writer, shipper = SegmentWriter(tmp_path, segment_bytes=12_000), Shipper(db, tmp_path)
+
+    def begun(number: int) -> UsageRecord:
+        record = UsageRecord(f"req-{number:08x}", 1.7e9 + number, "chat", "k", "u", "m", 1, ending="success")
+        writer.begin(record, 1, 1)
+        return record
+
+    def fill() -> None:
+        """Until it has moved on."""
+        count = len(list(tmp_path.glob("*.seg")))
+        while len(list(tmp_path.glob("*.seg"))) == count:
+            fill.number += 1  # type: ignore[attr-defined]
+            writer.end(begun(fill.number))  # type: ignore[attr-defined]
+
+    fill.number = 100  # type: ignore[attr-defined]
+    short, long = begun(1), begun(2)
+    fill()
+    writer.end(short)
+    fill()
+    first, second, _ = sorted(path.name for path in tmp_path.glob("*.seg"))
+    await shipper.ship()
+    assert (tmp_path / first).exists()
+    assert not (tmp_path / second).exists()
+    shipper.close()
+    shipper = Shipper(db, tmp_path)
+    await shipper.ship()
+    assert set(shipper._segments[first].begun) == {long.request_id}
+    writer.end(long)
+    await shipper.ship()
+    assert not (tmp_path / first).exists(), "though its writer lives"
+    writer.close()
+    await shipper.ship()
+    async with db.read() as conn:
+        assert {row["ending"] for row in await rows_since(conn, 0)} == {"success"}
+    shipper.close()
+
+
+async def test_a_segment_of_which_too_little_is_known_is_not_taken_for_one_in_which_nothing_is_open(tmp_path: Path) -> None:
+    """The database is away while the first segment is looked at again."""
+    path = tmp_path / "gateway.sqlite3"
+    url = f"sqlite+aiosqlite:///{path}"
+    await migrate(url)
+    db = Database(url)
+    writer, shipper = SegmentWriter(tmp_path / "ledger"), Shipper(db, tmp_path / "ledger")
+    for number in range(2):
+        record = UsageRecord(f"r{number}", 1.7e9, "chat", "k", "u", "m", 1)
+        writer.begin(record, 1, 1)
+    writer.end(record)
+    await shipper.ship()
+    shipper.close()
+    shipper = Shipper(db, tmp_path / "ledger")
+
+    @event.listens_for(db._reader.sync_engine, "begin")
+    def _begin(_: Any) -> None:
+        raise StoreUnavailable("away")
+
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await shipper.ship()
+    event.remove(db._reader.sync_engine, "begin", _begin)
+    writer.close()
+    await shipper.ship()
+    async with db.read() as conn:
+        assert sorted(row["request_id"] for row in await rows_since(conn, 0)) == ["r0", "r1"]
+    shipper.close()
+    await db.close()

@@ -90,8 +90,8 @@ class Away(Database):
         super().__init__(url)
         self.fail_after: int | None = None
 
-    def write(self) -> Any:
-        return _FailingWrite(self, super().write())
+    def write(self, *, durable: bool = False) -> Any:
+        return _FailingWrite(self, super().write(durable=durable))
 
 
 class _FailingWrite:

@@ -143,3 +143,10 @@ def test_a_disk_that_fails_does_not_end_the_thread() -> None:
     while ledger.asked < 6:
         pass
     commit.stop()
+
+
+def test_a_segment_that_goes_while_it_is_looked_at_takes_nothing(tmp_path: Path) -> None:
+    writer = SegmentWriter(tmp_path, segment_bytes=50_000, max_bytes=1_000_000)
+    (tmp_path / "1-00000000-000000.seg").symlink_to(tmp_path / "gone")  # in the listing, and not there
+    assert used_bytes(tmp_path) == 50_000
+    writer.close()

@@ -200,3 +200,43 @@ def test_files_without_a_name_are_removed_once_their_writer_is_dead(tmp_path: Pa
         fcntl.flock(living, fcntl.LOCK_EX)
         forget_unnamed(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2-b-000000.new", "3-c-000000.new", "shipped.new"]
+
+
+def test_two_who_ask_at_once_do_not_take_each_other_for_the_writer(tmp_path: Path) -> None:
+    writer = SegmentWriter(tmp_path)
+    (path,) = tmp_path.glob("*.seg")
+    assert not writer_is_dead(path)
+    writer.close()
+    with path.open() as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        assert writer_is_dead(path)
+
+
+@pytest.mark.parametrize("mark", ["B", "E"])
+@pytest.mark.parametrize("request_id", [[], {}, None, 5], ids=repr)
+def test_a_line_whose_request_has_no_id_is_skipped(mark: str, request_id: object) -> None:
+    spoiled = orjson.dumps([mark, request_id, *range(30)]) + b"\n"
+    found = sort_lines(_line(record(1)) + spoiled + _line(record(2)))
+    assert found.columns[0] == ["req-1", "req-2"]
+    assert not found.begun
+    assert [fields["request_id"] for _, fields in read_lines(spoiled + _line(record(3)))] == ["req-3"]
+
+
+def test_the_name_of_a_segment_is_synced_once(tmp_path: Path) -> None:
+    """Seen by a folder that is not there: what syncs it fails."""
+    folder, away = tmp_path / "ledger", tmp_path / "away"
+    writer = SegmentWriter(folder, segment_bytes=8192)
+    writer.keep_for_sync()
+    for _ in range(2):
+        folder.rename(away)
+        for _ in range(2):
+            with pytest.raises(FileNotFoundError):
+                writer.sync()
+        away.rename(folder)
+        writer.sync()
+        folder.rename(away)
+        writer.sync()
+        away.rename(folder)
+        while len(list(folder.glob("*.seg"))) < 2:
+            writer.end(record(1), writer.begin(record(1), 1, 1))
+    writer.close()

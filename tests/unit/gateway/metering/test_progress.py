@@ -79,6 +79,20 @@ def test_the_backends_own_report_goes_first(writer: SegmentWriter, tmp_path: Pat
     assert row["cost_pusd"] == cost_pusd(PRICES, 33, completion, 30) == priced(PRICES.text, 33, completion, 30)
 
 
+def test_events_that_are_no_words_are_no_tokens(writer: SegmentWriter, tmp_path: Path) -> None:
+    slot = writer.begin(record(1), 500, 1, 40)
+    writer.progress.attempt(slot, 1, "custom-1", PRICES.text)
+    writer.progress.sent(slot)
+    writer.progress.envelope(slot, -1)
+    writer.progress.handing(slot, 7, 7 * 2000)
+    row = rows(tmp_path)["1"]
+    assert (row["prompt_tokens"], row["completion_tokens"], row["status"], row["token_source"]) == (40, 0, 200, "estimate")
+    assert row["cost_pusd"] == 40 * 150_000
+    writer.progress.reported(slot, 7, 33, 9, 0, 0)
+    row = rows(tmp_path)["1"]
+    assert (row["prompt_tokens"], row["completion_tokens"], row["token_source"]) == (33, 9, "backend"), "what it reports itself"
+
+
 def test_a_slot_is_used_again_and_says_nothing_of_who_had_it(writer: SegmentWriter, tmp_path: Path) -> None:
     first = record(1)
     slot = writer.begin(first, 1, 1, 40)
