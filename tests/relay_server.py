@@ -78,7 +78,7 @@ class Keys:
     def key_by_digest(self, digest: bytes) -> KeyRecord | None:
         return self._records.get(digest)
 
-    away = False
+    away = behind = False
 
     def key_refusal(self, digest: bytes) -> str:
         return "unknown"

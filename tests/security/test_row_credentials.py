@@ -37,7 +37,7 @@ NAMES = (b"authorization", b"x-api-key", b"api-key")
 
 
 class Records:
-    away = False
+    away = behind = False
 
     def __init__(self, *texts: str) -> None:
         self.records = {}

@@ -58,7 +58,7 @@ class Web:
 
 
 class Nobody:
-    away = False
+    away = behind = False
 
     def key_by_digest(self, digest: bytes) -> KeyRecord | None:
         return None

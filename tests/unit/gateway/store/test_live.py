@@ -230,7 +230,7 @@ async def test_an_older_database_makes_it_read_everything_again(db: Database, ge
     assert why_not(live, issued.key) is None
 
 
-async def test_a_hundred_thousand_keys_load_in_two_seconds(db: Database) -> None:
+async def test_to_load_a_hundred_thousand_keys_costs_little_more_than_to_read_them(db: Database) -> None:
     async with db.write() as conn:
         owners = [await users.create(conn, f"u{n}@localhost", Role.MEMBER, None, 1.0) for n in range(100)]
         rows = [
@@ -244,15 +244,19 @@ async def test_a_hundred_thousand_keys_load_in_two_seconds(db: Database) -> None
         for start in range(0, len(rows), 5000):
             await conn.execute(insert(api_keys), rows[start : start + 5000])
             await conn.execute(insert(api_key_digests), digests[start : start + 5000])
-    started = time.process_time()
+    started = time.process_time()  # of this process: the machine may be busy with others
+    async with db.read() as conn:
+        for row in (await conn.execute(keys.digest_rows())).all():
+            digest(str(row))
+    reading_s = time.process_time() - started
     live = await LiveTables.load(db)
-    took_s = time.process_time() - started  # of this process: the machine may be busy with others
+    took_s = time.process_time() - started - reading_s
     record = live.key_by_digest(digest("000000000299"))
     assert record is not None
     assert record.principal.may_use("team-299-x")
     assert not record.principal.may_use("team-29")
     assert sum(1 for _ in live.records()) == 100_000
-    assert took_s < 2, took_s
+    assert took_s < 3 * reading_s, (took_s, reading_s)
 
 
 async def test_networks_and_team_are_part_of_the_record(db: Database, generation: Generation, admin: User) -> None:
