@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from auth.principal import Budget, Limited, Limits
-from gateway.errors import Unavailable
+from gateway.errors import GatewayError, Unavailable
 from gateway.hosts import HostLimits
-from gateway.limits.base import Limiter, Refusal
+from gateway.limits.base import Limiter, Permit, Refusal
+from gateway.limits.hosts import HostsLimiter
 from gateway.metering.record import UsageRecord
 from gateway.settings import Settings
 from gateway.store import booking
@@ -22,7 +23,9 @@ from gateway.store.errors import StoreUnavailable
 from gateway.store.hosts import FRESH_S
 from gateway.store.spending import Spending
 from tests.host_rows import later
+from tests.hosts import ask, until
 from tests.levels import own_limiter
+from tests.redis_server import RedisServer
 
 LIMITS = {"k": Limits(budget=Budget(100, "month"))}
 CALLERS = (Limited("k", LIMITS["k"]),)
@@ -49,7 +52,7 @@ class Wire(Database):
 class Host:
     """A server process on a host of its own. Time goes by for it as `now_s` says."""
 
-    def __init__(self, home: Path, url: str) -> None:
+    def __init__(self, home: Path, url: str, redis_url: str = "") -> None:
         self.db = Wire(url)
         self.now_s = 0.0
         self.spending = Spending()
@@ -58,7 +61,7 @@ class Host:
         self.fails = False  # to read what was spent
         (home / "run").mkdir(parents=True)
         self.limits = HostLimits(
-            Settings(home=home), self.db, self.own, self._use, self.spending.spent, self.read, clock=lambda: self.now_s
+            Settings(home=home, redis_url=redis_url), self.db, self.own, self._use, self.spending.spent, self.read, lambda: self.now_s
         )
 
     def _use(self, limiter: Limiter) -> None:
@@ -221,3 +224,27 @@ async def test_who_was_alone_and_cut_off_finds_another_in_its_place(hosts: tuple
     await a.limits.look()
     await b.limits.look()
     assert (a.counts, b.counts) == (False, True)
+
+
+async def test_redis_is_told_what_the_books_have_by_now(database_url: str, tmp_path: Path, redis_server: RedisServer) -> None:
+    """What nobody asked it for: it was begun before there was a limit."""
+    host = Host(tmp_path / "a", database_url, redis_server.url)
+    await host.start()
+    try:
+        await until(lambda: not host.limits.away)
+        limiter = host.in_force
+        assert isinstance(limiter, HostsLimiter)
+        (await admitted(limiter, 1)).settle(0, 1)
+        await book(host.db, 99)
+        (await admitted(limiter, 2)).settle(0, 0)
+        await host.limits.look_at_books()
+        assert isinstance(await ask(limiter, CALLERS, 0, 2), Refusal)
+        (await admitted(limiter, 1)).settle(0, 1)
+    finally:
+        await host.close()
+
+
+async def admitted(limiter: HostsLimiter, cost_pusd: int) -> Permit:
+    decision = await ask(limiter, CALLERS, 0, cost_pusd)
+    assert not isinstance(decision, Refusal | GatewayError)
+    return decision
