@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -83,7 +84,14 @@ class Plane:
     def client(self, credential: str | None = None, peer: tuple[str, int] = FAR) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {credential}"} if credential else {}
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=True, client=peer)
-        return httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers)
+        hooks = {"request": [self._told]}
+        return httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers, event_hooks=hooks)
+
+    async def _told(self, _: httpx.Request) -> None:
+        """An answer waits for what it has changed to be in force, but not for ever: on a busy machine the next request waits on."""
+        control, end_s = self.control, time.monotonic() + 10
+        while control.generation.change > control.live.applied and time.monotonic() < end_s:
+            await asyncio.sleep(0.002)
 
     def token(self, role: Role) -> str:
         """A login token of the person with this role."""
