@@ -510,9 +510,12 @@ class Services:
 
     async def _catch_up(self) -> None:
         """Put in force what the change log says."""
+        announced = self.generation.change
         changed = await self.live.catch_up(self.db, self._spending)
         if self.live.applied > self.generation.change:  # made on another host
             self.generation.set_change(self.live.applied)
+        elif self.live.applied < announced:  # an older copy of the database: what was announced is no more, and nobody is behind
+            self.generation.reset_change(self.live.applied)
         if not changed.isdisjoint(("revision", "secret")):
             self._due.add(REVISION)
         if "signing_key" in changed:

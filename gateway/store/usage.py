@@ -182,7 +182,6 @@ async def _names(conn: AsyncConnection, by: By, wanted: Wanted, span: _Span, aft
 
 async def _add_days(conn: AsyncConnection, found: dict[str, list[int]], by: By, wanted: Wanted, span: tuple[int, int]) -> None:
     names, name = list(found), usage_of_each.c.name
-    # `+ ""`: SQLite is to read each name's days where they stand side by side, and not one by one through the team's index
     which = (name >= names[0], name <= names[-1]) if wanted.team_id is None else (name.in_(names),)
     query: Any = select(name, *_sums(usage_of_each.c)).where(*_of_each(by, wanted, span, team_by_index=False), *which).group_by(name)
     for row in (await conn.execute(query)).all():
@@ -194,6 +193,7 @@ def _of_each(by: By, wanted: Wanted, span: tuple[int, int], *, team_by_index: bo
     table = usage_of_each.c
     chosen = [table.kind == kind_name("model" if wanted.model else "", by), table.scope == wanted.model, *_within(table.at, *span)]
     if wanted.team_id is not None:
+        # `+ ""`: SQLite is to read each name's days where they stand side by side, and not one by one through the team's index
         chosen.append((table.team_id if team_by_index else table.team_id + "") == wanted.team_id)
     return chosen
 

@@ -178,6 +178,15 @@ async def test_limits_in_force_are_put_again_by_processes_that_are_not_behind(ho
         assert rpm() == b"x-ratelimit-limit-requests: 10"
 
 
+async def test_with_an_older_copy_of_the_database_nobody_is_behind_for_ever(house: House) -> None:
+    """What it does not have was announced all the same: unknown keys would be asked to come back without end."""
+    async with serving(house) as services:
+        house.generation.set_change(services.live.applied + 5)
+        assert services.live.behind
+        await services._catch_up()
+        assert not services.live.behind
+
+
 async def test_all_spending_is_read_anew(house: House) -> None:
     document = {"models": [DOCUMENT["models"][0] | {"limits": {"budget": "0.10/month"}}]}
     await apply_revision(house.db, house.generation, CLI, document)

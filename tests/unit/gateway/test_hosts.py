@@ -42,10 +42,10 @@ class Wire(Database):
     cut = False
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[Connection]:
+    async def write(self, *, durable: bool = False) -> AsyncIterator[Connection]:
         if self.cut:
             raise StoreUnavailable("cut")
-        async with super().write() as conn:
+        async with super().write(durable=durable) as conn:
             yield conn
 
 
@@ -119,6 +119,13 @@ async def gone(host: Host) -> None:
     host.db.cut = True
     with pytest.raises(StoreUnavailable):
         await host.limits.look()
+
+
+async def alone_and_cut_off_for_an_hour(host: Host, other: Host) -> None:
+    await other.limits.close()
+    await host.limits.look()
+    await gone(host)
+    host.now_s = 3600
 
 
 async def test_who_takes_over_counts_on_from_what_others_let_callers_spend(hosts: tuple[Host, Host]) -> None:
@@ -202,10 +209,7 @@ async def test_a_short_cut_changes_nothing(hosts: tuple[Host, Host]) -> None:
 
 async def test_who_is_alone_counts_on_without_the_database(hosts: tuple[Host, Host]) -> None:
     a, b = hosts
-    await b.limits.close()
-    await a.limits.look()
-    await gone(a)
-    a.now_s = 3600
+    await alone_and_cut_off_for_an_hour(a, b)
     a.limits.stop_if_unheard()
     assert a.counts
     assert a.admits(1)
@@ -213,10 +217,7 @@ async def test_who_is_alone_counts_on_without_the_database(hosts: tuple[Host, Ho
 
 async def test_who_was_alone_and_cut_off_finds_another_in_its_place(hosts: tuple[Host, Host]) -> None:
     a, b = hosts
-    await b.limits.close()
-    await a.limits.look()
-    await gone(a)
-    a.now_s = 3600
+    await alone_and_cut_off_for_an_hour(a, b)
     await later(b.db, 3600)
     await b.limits.look()
     assert b.counts
