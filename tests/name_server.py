@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from typing import Any
 
+from tests.loops import Loop
 
-class Names(asyncio.SelectorEventLoop):
+
+class Names(Loop):
     """Name -> one list of addresses per look-up, the last one for good."""
 
     def __init__(self, known: dict[str, list[list[str]]]) -> None:
