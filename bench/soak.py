@@ -6,9 +6,9 @@
 Chat, streams, embeddings, upstream errors, broken streams, clients that hang up before and after the first byte, and refusals
 (`bench.mix`), by one key with every limit set. Every answer is checked. After the first 50,000, at three quarters on the way
 and at the end all clients leave, the keeper ships what is left, and the tree is read (`bench.census`). The soak fails if memory (heaps and
-stacks) has grown by more than 5 % and more than 10 MB, if a descriptor, task, thread or connection is left over, if live Python objects
-pile up in the server, if an answer was wrong,
-if the books hold another number of rows than were admitted, or if the server does not stop in peace.
+stacks) has grown by more than 5 % and more than 10 MB, if a descriptor, task, thread or connection is left over (but for one connection
+to the database that was opened late), if live Python objects pile up in the server, if an answer was wrong, if the books hold another
+number of rows than were admitted, or if the server does not stop in peace.
 
 Everything listens on 127.0.0.1. stdout has the tables, stderr the progress. Exit code 1 on failure. A million takes about 1.5 GB in
 the temporary folder (database, request log).
@@ -67,6 +67,8 @@ models:
       - {{type: custom, id: second, baseURL: "http://{other}/v1"}}
 """
 COUNTED = ("segments", "descriptors", "threads", "tasks", "upstream_connections", "client_connections")
+LATE = {"descriptors": 2, "threads": 1}
+"""Of one connection to the database, per process: the pool of readers has two, and opens the second when two reads first meet."""
 
 
 @dataclass(slots=True)
@@ -245,7 +247,8 @@ def left_over(first: Reading, last: Reading) -> list[str]:
     for name in COUNTED:
         before, after = (Counter({role: sum(getattr(p, name) or 0 for p in r.of(role)) for role in ROLE_NAMES}) for r in (first, last))
         allowed = before if name not in ("upstream_connections", "client_connections") else Counter()
-        found += [f"{name} of {role}: {allowed[role]} -> {count}" for role, count in after.items() if count > allowed[role]]
+        late = LATE.get(name, 0)
+        found += [f"{name} of {role}: {allowed[role]} -> {count}" for role, count in after.items() if count > allowed[role] + late]
     if last.in_flight:
         found.append(f"{last.in_flight:.0f} requests are in flight, says the gauge")
     return found
