@@ -37,7 +37,7 @@ def test_every_kind_names_what_is_there() -> None:
 
 
 def measured(rows: int, p95_ms: float, busy: float = 5.0) -> Measured:
-    return Measured("sqlite", rows, {"a": {"p50_ms": 1, "p95_ms": p95_ms, "max_ms": 9}}, [5.0, 5.2], [busy], [])
+    return Measured("sqlite", rows, {"a": {"p50_ms": 1, "p95_ms": p95_ms, "max_ms": 9}}, quiet_p99=[5.0, 5.2], busy_p99=[busy])
 
 
 def test_the_verdict() -> None:
