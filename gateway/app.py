@@ -432,7 +432,7 @@ class Services:
                     continue
                 looked_s = now_s
                 try:
-                    await self._catch_up()
+                    await self.catch_up()
                     failing = False
                 except StoreUnavailable:
                     await asyncio.sleep(0.2)  # what is in force stays in force
@@ -508,8 +508,8 @@ class Services:
                 continue
             noted = {event for event in noted if event.until_s is None or event.until_s > now_s} | found
 
-    async def _catch_up(self) -> None:
-        """Put in force what the change log says."""
+    async def catch_up(self) -> None:
+        """Put in force what the change log says. Raises `StoreUnavailable`: what is in force stays so."""
         announced = self.generation.change
         changed = await self.live.catch_up(self.db, self._spending)
         if self.live.applied > self.generation.change:  # made on another host

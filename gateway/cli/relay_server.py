@@ -109,6 +109,8 @@ async def _serve(settings: Settings, sockets: list[socket.socket], compose: Call
         ssl_context_factory=None if tls is None else lambda *_: tls.context,
     )
     server = RelayServer(config, services)
+    with contextlib.suppress(StoreUnavailable):
+        await services.catch_up()  # with what changed while it loaded: the first connection may be of a key that was revoked meanwhile
     background = [
         asyncio.create_task(services.follow(), name="follow"),
         asyncio.create_task(tick(services.relay, cast("set[Edge]", server.server_state.connections)), name="tick"),

@@ -153,6 +153,9 @@ def test_the_next_address_is_tried_where_one_does_not_answer() -> None:
             pool = CustomBackend(f"http://two.example:{port}/v1", forbidden=forbidden_address)
             assert (await ask(pool)).body == b"ok"
             server.close()
+            async with asyncio.timeout(5):
+                while pool.connections:  # the server's closing has yet to arrive
+                    await asyncio.sleep(0.001)
             assert (await ask(pool)).ending == "refused"
             assert (await ask(CustomBackend("http://unknown.example/v1", forbidden=forbidden_address))).ending == "unreachable"
 

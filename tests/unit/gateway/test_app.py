@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +21,7 @@ from auth.principal import Budget, Limited, Limits
 from auth.signing import generate
 from gateway.app import LOST_WORD_S, Services
 from gateway.changes import Actor, apply_revision, create_key, ensure_admin, revoke_key, update_key
+from gateway.cli.relay_server import _serve
 from gateway.limits.base import Refusal
 from gateway.limits.shared import SharedLimiter
 from gateway.metering.ledger import SEGMENT_BYTES, SegmentWriter
@@ -183,8 +187,31 @@ async def test_with_an_older_copy_of_the_database_nobody_is_behind_for_ever(hous
     async with serving(house) as services:
         house.generation.set_change(services.live.applied + 5)
         assert services.live.behind
-        await services._catch_up()
+        await services.catch_up()
         assert not services.live.behind
+
+
+async def test_what_changed_while_a_process_loaded_is_in_force_at_its_first_connection(house: House) -> None:
+    """The key is revoked while it loads; the client's request waits at the door before it serves."""
+    issued = await create_key(house.db, house.generation, CLI, name="k")
+
+    async def load(settings: Settings) -> Services:
+        services = await Services.open(settings)
+        await revoke_key(house.db, house.generation, CLI, issued.id)
+        return services
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        reader, writer = await asyncio.open_connection(*door.getsockname())
+        body = b'{"model": "m", "messages": [{"role": "user", "content": "x"}]}'
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {issued.key}\r\ncontent-length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        serving = asyncio.create_task(_serve(house.settings, [door], load))
+        async with asyncio.timeout(10):
+            said = await reader.readline()
+        writer.close()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await serving
+    assert said.split()[1] == b"401"
 
 
 async def test_all_spending_is_read_anew(house: House) -> None:
