@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from auth.errors import SigningAway
+from auth.keys import digest
 from auth.principal import Budget, Limited, Limits
 from auth.signing import generate
 from gateway.app import LOST_WORD_S, Services
@@ -212,6 +213,14 @@ async def test_what_changed_while_a_process_loaded_is_in_force_at_its_first_conn
         os.kill(os.getpid(), signal.SIGTERM)
         await serving
     assert said.split()[1] == b"401"
+
+
+async def test_a_change_that_is_answered_is_in_force(house: House) -> None:
+    async with serving(house) as one, serving(house) as other:
+        await asyncio.sleep(0)  # both follow
+        for number in range(20):
+            issued = await create_key(house.db, house.generation, CLI, name=f"k{number}")
+            assert all(services.live.key_by_digest(digest(issued.key)) for services in (one, other))
 
 
 async def test_all_spending_is_read_anew(house: House) -> None:

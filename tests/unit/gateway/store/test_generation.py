@@ -3,7 +3,10 @@ from __future__ import annotations
 import multiprocessing
 import stat
 import threading
+import time
 from pathlib import Path
+
+import pytest
 
 from gateway.store.generation import Generation
 
@@ -58,3 +61,44 @@ def _bump(path: Path, times: int) -> None:
     generation = Generation(path)
     for _ in range(times):
         generation.bump_local()
+
+
+def test_who_follows_is_waited_for(tmp_path: Path) -> None:
+    generation, other = Generation(tmp_path / "generation"), Generation(tmp_path / "generation")
+    assert generation.in_force(5), "nobody follows"
+    first, second = generation.follow(), other.follow()
+    assert first != second
+    generation.note(first, 5)
+    assert not generation.in_force(5)
+    other.note(second, 4)
+    assert not generation.in_force(5)
+    other.note(second, 5)
+    assert generation.in_force(5)
+    assert not generation.in_force(6)
+    other.leave(second)
+    generation.note(first, 6)
+    assert generation.in_force(6)
+    assert other.follow() == second, "the place is free again"
+
+
+def test_who_is_not_heard_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generation, now_ns = Generation(tmp_path / "generation"), time.monotonic_ns()
+    place = generation.follow()
+    monkeypatch.setattr("time.monotonic_ns", lambda: now_ns + 2 * 10**9)
+    assert generation.in_force(5), "killed, or held up"
+    assert generation.follow() != place, "it may come back"
+    monkeypatch.setattr("time.monotonic_ns", lambda: now_ns + 100 * 10**9)
+    assert generation.follow() == place, "killed"
+    monkeypatch.setattr("time.monotonic_ns", lambda: 10)
+    assert generation.in_force(5), "the machine was started again: its clock too"
+    assert generation.follow() == place
+
+
+def test_more_than_there_are_places_for(tmp_path: Path) -> None:
+    generation = Generation(tmp_path / "generation")
+    places = [generation.follow() for _ in range(61)]
+    assert len(set(places)) == 61
+    assert places[-1] == -1
+    generation.note(-1, 3)
+    generation.leave(-1)
+    assert not generation.in_force(3)
