@@ -87,13 +87,20 @@ class Gateway:
         return self
 
     def wait_ready(self, within_s: float = START_S) -> None:
+        """Until each of its server processes has said so: what the kernel gives to one that is still loading waits at its door."""
+        workers = int(self.arguments[self.arguments.index("--workers") + 1]) if "--workers" in self.arguments else 1
+        ready: set[str] = set()
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
             assert self.process is not None
             assert self.process.poll() is None, f"the gateway ended:\n{self.log()}"
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/readyz", timeout=2, trust_env=False, verify=PLAIN).status_code == 200:
-                    return
+                answer = httpx.get(f"{self.url}/readyz", timeout=2, trust_env=False, verify=PLAIN)
+                if answer.status_code == 200:
+                    ready.add(answer.headers["x-request-id"][4:20])
+                    if len(ready) >= workers:
+                        return
+                    continue
             time.sleep(0.05)
         raise AssertionError(f"not ready within {within_s} s:\n{self.log()}")
 

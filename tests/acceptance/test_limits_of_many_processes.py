@@ -106,9 +106,12 @@ async def test_what_a_killed_process_ran_is_free_within_a_second(running: Gatewa
     async with aiohttp.ClientSession(
         running.url, headers=headers, timeout=PATIENCE, connector=aiohttp.TCPConnector(force_close=True, limit=0)
     ) as http:
-        tasks = [asyncio.create_task(stream(number, http)) for number in range(40)]
-        while len(open_streams) < 20:
-            await asyncio.sleep(0.02)
+        tasks: list[asyncio.Task[None]] = []
+        for number in range(20):  # one after the other: of all at once, the process that is the faster may take every place
+            tasks.append(asyncio.create_task(stream(number, http)))
+            while number not in begun and not tasks[-1].done():
+                await asyncio.sleep(0.002)
+        assert len(open_streams) == 20
         assert len(set(begun.values())) == 2
         assert (await ask(running, headers))[0] == 429
         victim = running.children("gateway.cli.server")[0]
