@@ -251,13 +251,14 @@ async def _analyze(url: str) -> None:
 
 
 @contextmanager
-def database_url(name: str) -> Iterator[str]:
+def database_url(name: str, *settings: str) -> Iterator[str]:
+    """A database of its own; of PostgreSQL with these settings, where it is started here."""
     if name == "sqlite":
         yield ""
         return
     with ExitStack() as stack:
         given = os.environ.get("GATEWAY_TEST_POSTGRES_URL", "").replace("postgresql+asyncpg://", "postgresql://", 1)
-        server = Postgres(given) if given else stack.enter_context(system_postgres())
+        server = Postgres(given) if given else stack.enter_context(system_postgres(*settings))
         database = asyncio.run(server.create())
         yield server.sqlalchemy_url(database)
         asyncio.run(server.drop(database))

@@ -395,7 +395,7 @@ class Services:
         remote_s = REMOTE_POLL_S if self.db.dialect == "postgresql" else LOST_WORD_S
         generation, live, wake, loop = self.generation, self.live, asyncio.Event(), asyncio.get_running_loop()
         timer: asyncio.Handle | None = None
-        place = generation.follow()
+        place, in_force = generation.follow(), 0 if self._due else live.applied
         reconciling = asyncio.create_task(self._reconcile(), name="reconcile")
         uses = asyncio.create_task(self._write_uses(), name="uses")
         retry = asyncio.create_task(self._retry(), name="retry")
@@ -406,10 +406,6 @@ class Services:
             unread = generation.change != live.applied or live.unfinished
             return bool(self._due) or unread or now_s > looked_s + remote_s
 
-        def note() -> None:
-            if not self._due and not live.unfinished:
-                generation.note(place, live.applied)
-
         def look() -> None:  # a plain timer: waking a task this often would cost more than all the rest of an idle server
             nonlocal timer, swept_s
             timer = loop.call_later(POLL_S, look)  # first: whatever fails below, changes are looked for again
@@ -417,7 +413,7 @@ class Services:
             if now_s > swept_s + SWEEP_S:
                 swept_s = now_s
                 self._limiter.sweep()
-            note()
+            generation.note(place, in_force)
             if generation.local != local or now_s > observed_s + OBSERVE_S or behind(now_s):
                 wake.set()
 
@@ -439,7 +435,8 @@ class Services:
                 looked_s = now_s
                 try:
                     await self.catch_up()
-                    note()
+                    in_force = live.applied
+                    generation.note(place, in_force)
                     failing = False
                 except StoreUnavailable:
                     await asyncio.sleep(0.2)  # what is in force stays in force

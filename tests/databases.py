@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,12 +83,12 @@ def postgres() -> Iterator[Postgres]:
 
 
 @contextmanager
-def system_postgres() -> Iterator[Postgres]:
-    """A server started from the system's binaries. Raises `FileNotFoundError` where there are none."""
+def system_postgres(*settings: str) -> Iterator[Postgres]:
+    """A server started from the system's binaries, with these settings too. Raises `FileNotFoundError` where there are none."""
     binaries = _system_binaries()
     if binaries is None:
         raise FileNotFoundError("there are no PostgreSQL binaries on this system")
-    with _system_server(binaries) as url:
+    with _system_server(binaries, settings) as url:
         yield Postgres(url)
 
 
@@ -160,7 +160,7 @@ def _system_binaries() -> Path | None:
 
 
 @contextmanager
-def _system_server(binaries: Path) -> Iterator[str]:
+def _system_server(binaries: Path, settings: Sequence[str]) -> Iterator[str]:
     """PostgreSQL refuses to run as root: then it runs as `postgres` or `nobody`."""
     user = _unprivileged() if os.geteuid() == 0 else None
     folder = Path(tempfile.mkdtemp(prefix="gateway-postgres-"))
@@ -174,7 +174,7 @@ def _system_server(binaries: Path) -> Iterator[str]:
             env={"PATH": os.defpath, "LC_ALL": "C"}, stdout=subprocess.DEVNULL,
         )  # fmt: skip
 
-    options = " ".join(f"-c '{setting}'" for setting in (f"port={port}", *_SETTINGS))
+    options = " ".join(f"-c '{setting}'" for setting in (f"port={port}", *_SETTINGS, *settings))
     try:
         call("initdb", "-U", "gateway", "-E", "UTF8", "--auth=trust", "--no-sync")
         call("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")

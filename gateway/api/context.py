@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -13,9 +10,6 @@ from auth.address import client_address
 from auth.principal import Principal
 from gateway.changes import Actor
 from gateway.runtime import Control
-
-_IN_FORCE_S = 0.25
-_LOOK_S = 0.003
 
 
 # Coroutines all: FastAPI would send plain functions through its thread pool.
@@ -53,14 +47,3 @@ def address_of(request: Request) -> str:
 TheControl = Annotated[Control, Depends(control_of)]
 Caller = Annotated[Principal, Depends(principal_of)]
 By = Annotated[Actor, Depends(actor_of)]
-
-
-async def in_force(control: Control, also: Callable[[], bool] = lambda: True) -> None:
-    """Wait, for a moment at most, until this process applies the change just made: whoever acts on our answer then finds it so.
-
-    Other processes of the host follow within the same few milliseconds.
-    """
-    target, end_s = control.generation.change, time.monotonic() + _IN_FORCE_S
-    # Another task applies it, and has nobody to tell.
-    while (control.live.applied < target or not also()) and time.monotonic() < end_s:  # noqa: ASYNC110
-        await asyncio.sleep(_LOOK_S)

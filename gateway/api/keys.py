@@ -11,7 +11,7 @@ from fastapi import FastAPI, Path, Query
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from auth.existing import MAX_CHARS, MIN_CHARS
-from gateway.api.context import By, TheControl, in_force
+from gateway.api.context import By, TheControl
 from gateway.api.limits import LimitsIn, LimitsOut, no_defaults
 from gateway.api.limits import shown as shown_limits
 from gateway.api.moments import after as moment_after
@@ -166,7 +166,6 @@ async def add_key(control: TheControl, by: By, body: KeyIn) -> KeyIssued:
         content_log=grant.content_log,
         box=control.secret_box,
     )
-    await in_force(control)
     return issued_out(issued)
 
 
@@ -174,7 +173,6 @@ async def take_key(control: TheControl, by: By, body: KeyImportIn) -> KeyOut:
     """Let a key that was made elsewhere work here. Whoever has it goes on using it as it is; rotate it when they can."""
     grant = await _grant(control, body)
     key = await import_key(control.db, control.generation, by, body.key.get_secret_value(), grant, box=control.secret_box)
-    await in_force(control)
     return await _read(control, key.id)
 
 
@@ -185,21 +183,18 @@ async def change_key(control: TheControl, by: By, key_id: KeyId, body: KeyChange
         del fields["expires"]
         fields["expires_at"] = _expiry(body.expires)
     await update_key(control.db, control.generation, by, key_id, fields, box=control.secret_box)
-    await in_force(control)
     return await _read(control, key_id)
 
 
 async def revoke(control: TheControl, by: By, key_id: KeyId) -> KeyOut:
     """Refuse this key from now on. Running requests finish."""
     await revoke_key(control.db, control.generation, by, key_id)
-    await in_force(control)
     return await _read(control, key_id)
 
 
 async def reset_budget(control: TheControl, by: By, key_id: KeyId) -> KeyOut:
     """What this key has spent so far counts against its budgets no more, in all processes at once."""
     await reset_key_budget(control.db, control.generation, by, key_id)
-    await in_force(control)
     return await _read(control, key_id)
 
 
@@ -207,7 +202,6 @@ async def rotate(control: TheControl, by: By, key_id: KeyId, body: Rotation | No
     """Give a key a new text. Its id, limits and budget stay; the old text works for `grace_s` more seconds."""
     grace_s = body.grace_s if body else 0
     issued = await rotate_key(control.db, control.generation, by, key_id, grace_s=grace_s)
-    await in_force(control)
     return issued_out(issued)
 
 

@@ -16,7 +16,7 @@ from auth.errors import CredentialInvalid, LoginFailed
 from auth.login import REFRESH_LIFETIME_S, TokenPair
 from auth.passwords import MIN_CHARS
 from auth.principal import Role
-from gateway.api.context import By, Caller, TheControl, address_of, in_force
+from gateway.api.context import By, Caller, TheControl, address_of
 from gateway.changes import reset_password
 from gateway.changes.actor import EXTERNAL
 from gateway.errors import Forbidden, InvalidRequest, Unauthenticated
@@ -137,7 +137,6 @@ async def change_password(request: Request, body: PasswordRequest, caller: Calle
         raise InvalidRequest("The present password is wrong.", param="password") from None
     new_hash = await control.passwords.hash(body.new_password, email=user.email)
     await reset_password(control.db, control.generation, by, caller.user_id, password_hash=new_hash)
-    await in_force(control)
 
 
 def add_routes(app: FastAPI, limits: AddressLimits) -> None:

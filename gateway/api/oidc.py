@@ -27,7 +27,7 @@ from pydantic import BaseModel, Field
 from auth.errors import AuthError
 from auth.oidc import CODE_S, LOGIN_S, LoginExpired, OidcLogin, Program, challenge_of, name_of, own_path, program_of
 from auth.provider import Identity, LoginRefused, ProviderAway
-from gateway.api.context import TheControl, address_of, in_force
+from gateway.api.context import TheControl, address_of
 from gateway.api.faults import answer
 from gateway.api.login import OwnPage, Tokens, set_refresh_cookie
 from gateway.changes import Actor, admit_identity, issue_login_code, take_login_code
@@ -182,15 +182,11 @@ async def _admitted(
 
 async def _user(request: Request, control: Control, oidc: OidcLogin, identity: Identity) -> User:
     actor = Actor(None, "api", address_of(request) or None)
-    before = control.generation.change
     try:
-        user = await admit_identity(control.db, control.generation, actor, identity, link_by_email=oidc.config.link_by_email)
+        return await admit_identity(control.db, control.generation, actor, identity, link_by_email=oidc.config.link_by_email)
     except Forbidden:
         request.state.refusal = "oidc account"
         raise
-    if control.generation.change != before:
-        await in_force(control)
-    return user
 
 
 def _question(user: User, program: Program, ticket: str) -> Response:

@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from auth.password_rules import MIN_CHARS
-from gateway.api.context import By, TheControl, address_of, in_force
+from gateway.api.context import By, TheControl, address_of
 from gateway.api.moments import moment
 from gateway.api.users import UserId
 from gateway.changes import issue_password_link, password_link_user, use_password_link
@@ -103,7 +103,6 @@ async def reset(request: Request, body: ResetRequest, control: TheControl) -> No
     new_hash = await control.passwords.hash(body.new_password, email=user.email)
     where = address_of(request) or None
     await use_password_link(control.db, control.generation, token=body.token, password_hash=new_hash, address=where)
-    await in_force(control)
 
 
 async def page() -> Response:

@@ -10,7 +10,6 @@ from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from gateway.api.context import By, TheControl
-from gateway.api.context import in_force as settled
 from gateway.changes import PricePlan, import_prices, plan_prices
 from gateway.errors import InvalidRequest, NotFound
 from gateway.routing.price_list import PriceLine, in_force, lines_of, read_csv, write_csv
@@ -89,7 +88,6 @@ async def import_table(
     plan, revision = await import_prices(control.db, control.generation, by, lines)
     if revision is None:
         return _shown(plan, None)
-    await settled(control, lambda: control.relay.table.revision == revision.id)
     return _shown(plan, revision.id)
 
 

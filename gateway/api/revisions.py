@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.api.context import By, TheControl, in_force
+from gateway.api.context import By, TheControl
 from gateway.api.moments import moment
 from gateway.api.paging import AfterNumber, Limit, Page, cut
 from gateway.changes import apply_revision, rollback
@@ -139,14 +139,12 @@ async def apply(control: TheControl, by: By, body: RevisionIn) -> RevisionFull:
         new_secrets=new_secrets,
         expected=body.expected,
     )
-    await _settled(control, revision)
     return _full(revision, revision.id)
 
 
 async def roll_back(control: TheControl, by: By, body: RollbackIn | None = None) -> RevisionFull:
     """Make an earlier revision live again."""
     revision = await rollback(control.db, control.generation, by, body.revision if body else None, box=control.secret_box)
-    await _settled(control, revision)
     return _full(revision, revision.id)
 
 
@@ -182,10 +180,6 @@ def _absolute_paths(document: RevisionDocument) -> dict[str, list[tuple[int, int
             if isinstance(entry, LocalEntry) and entry.path.startswith("/"):
                 found.setdefault(entry.path, []).append((position, index))
     return found
-
-
-async def _settled(control: Control, revision: Revision) -> None:
-    await in_force(control, lambda: control.relay.table.revision == revision.id)
 
 
 def _fields(info: RevisionInfo, live: int | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.api.context import By, TheControl, in_force
+from gateway.api.context import By, TheControl
 from gateway.api.moments import moment
 from gateway.changes import delete_secret, set_secret
 from gateway.changes.revisions import secret_names
@@ -50,7 +50,6 @@ async def list_secrets(control: TheControl) -> SecretList:
 async def put_secret(control: TheControl, by: By, name: Name, body: SecretIn) -> SecretSet:
     """Store a secret. Backends that use it send the new value from now on."""
     changed = await set_secret(control.db, control.generation, by, name, body.value, box=control.secret_box)
-    await in_force(control)
     return SecretSet(name=name, changed=changed)
 
 

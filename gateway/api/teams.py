@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path, Query
 from pydantic import ConfigDict, Field
 
-from gateway.api.context import By, TheControl, in_force
+from gateway.api.context import By, TheControl
 from gateway.api.limits import LimitsIn, LimitsOut, no_defaults
 from gateway.api.limits import shown as shown_limits
 from gateway.api.moments import moment
@@ -85,17 +85,17 @@ async def get_team(control: TheControl, reach: TheReach, team_id: TeamId) -> Tea
 
 async def add_team(control: TheControl, by: By, body: TeamIn) -> TeamOut:
     """Create a team."""
-    return await _in_force(control, await create_team(control.db, control.generation, by, name=body.name, limits=body.limits()))
+    return await _changed(control, await create_team(control.db, control.generation, by, name=body.name, limits=body.limits()))
 
 
 async def change_team(control: TheControl, by: By, team_id: TeamId, body: TeamChange) -> TeamOut:
     """Give a team another name, or limits of all that its users do."""
-    return await _in_force(control, await update_team(control.db, control.generation, by, team_id, body.fields()))
+    return await _changed(control, await update_team(control.db, control.generation, by, team_id, body.fields()))
 
 
 async def reset_budget(control: TheControl, by: By, team_id: TeamId) -> TeamOut:
     """What this team has spent so far counts against its budgets no more; those of its users and keys stay as they are."""
-    return await _in_force(control, await reset_team_budget(control.db, control.generation, by, team_id))
+    return await _changed(control, await reset_team_budget(control.db, control.generation, by, team_id))
 
 
 async def drop_team(control: TheControl, by: By, team_id: TeamId) -> None:
@@ -114,8 +114,7 @@ def add_routes(app: FastAPI) -> None:
     app.add_api_route("/admin/teams/{team_id}/budget/reset", reset_budget, methods=["POST"], response_model=TeamOut, tags=tags)
 
 
-async def _in_force(control: Control, team: Team) -> TeamOut:
-    await in_force(control)
+async def _changed(control: Control, team: Team) -> TeamOut:
     async with control.db.read() as conn:
         return (await _shown(conn, [team]))[0]
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from auth.passwords import MIN_CHARS
 from auth.principal import Role
-from gateway.api.context import By, TheControl, in_force
+from gateway.api.context import By, TheControl
 from gateway.api.limits import LimitsIn, LimitsOut, no_defaults
 from gateway.api.limits import shown as shown_limits
 from gateway.api.moments import moment, moment_or_none
@@ -143,13 +143,13 @@ async def add_user(control: TheControl, by: By, body: UserIn) -> UserOut:
         team=body.team,
         limits=body.limits(),
     )
-    return await _in_force(control, user)
+    return await _changed(control, user)
 
 
 async def add_service(control: TheControl, by: By, body: ServiceIn) -> UserOut:
     """Create a service account: it holds keys, and never logs in."""
     user = await create_service(control.db, control.generation, by, name=body.name, role=body.role, team=body.team, limits=body.limits())
-    return await _in_force(control, user)
+    return await _changed(control, user)
 
 
 async def change_user(control: TheControl, by: By, user_id: UserId, body: UserChange) -> UserOut:
@@ -157,12 +157,12 @@ async def change_user(control: TheControl, by: By, user_id: UserId, body: UserCh
 
     Who is made an admin or a manager has to log in again.
     """
-    return await _in_force(control, await update_user(control.db, control.generation, by, user_id, body.fields()))
+    return await _changed(control, await update_user(control.db, control.generation, by, user_id, body.fields()))
 
 
 async def reset_budget(control: TheControl, by: By, user_id: UserId) -> UserOut:
     """What this user has spent so far counts against their budgets no more; those of their keys and team stay as they are."""
-    return await _in_force(control, await reset_user_budget(control.db, control.generation, by, user_id))
+    return await _changed(control, await reset_user_budget(control.db, control.generation, by, user_id))
 
 
 async def set_password(control: TheControl, by: By, user_id: UserId, body: PasswordIn | None = None) -> PasswordOut:
@@ -172,7 +172,6 @@ async def set_password(control: TheControl, by: By, user_id: UserId, body: Passw
     user = await may_give_password(control.db, by, user_id)
     password_hash = await control.passwords.hash(password, email=user.email if user else "")
     await reset_password(control.db, control.generation, by, user_id, password_hash=password_hash)
-    await in_force(control)
     return PasswordOut(password=None if given else password)
 
 
@@ -188,8 +187,7 @@ def add_routes(app: FastAPI) -> None:
     app.add_api_route("/admin/service-accounts", add_service, methods=["POST"], response_model=UserOut, status_code=201, tags=tags)
 
 
-async def _in_force(control: Control, user: User) -> UserOut:
-    await in_force(control)
+async def _changed(control: Control, user: User) -> UserOut:
     async with control.db.read() as conn:
         return (await _shown(conn, [user]))[0]
 

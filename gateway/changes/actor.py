@@ -28,7 +28,7 @@ from gateway.store.users import User
 
 MANAGEABLE = frozenset({Role.MEMBER, Role.VIEWER})
 """The roles that a manager gives and manages."""
-IN_FORCE_WAIT_S = 0.5
+_IN_FORCE_WAIT_S = 1.0
 EXTERNAL = "ext_"
 """How the ids of those begin whom a trusted issuer vouches for: they have no row among the users."""
 
@@ -175,7 +175,7 @@ async def change(db: Database, generation: Generation, actor: Actor) -> AsyncIte
     """The transaction of one change. Changes wait for each other, so what one has checked holds until it commits.
 
     It ends when the change is in force in every process of this host, so that whoever is answered can use what they made; or after
-    IN_FORCE_WAIT_S, where one of them is held up.
+    a second, where one of them is held up.
     """
     async with db.write() as conn:
         await changelog.lock(conn)
@@ -184,7 +184,7 @@ async def change(db: Database, generation: Generation, actor: Actor) -> AsyncIte
         yield step
     if step.last_id:
         generation.set_change(step.last_id)
-        end_s = time.monotonic() + IN_FORCE_WAIT_S
+        end_s = time.monotonic() + _IN_FORCE_WAIT_S
         while not generation.in_force(step.last_id) and time.monotonic() < end_s:  # noqa: ASYNC110  # other processes set no event
             await asyncio.sleep(0.002)
 

@@ -3,6 +3,8 @@
 A report's time is cut into whole days and the hours at its ragged ends. Of one key or one user it is read
 from the buckets (`usage_by_day`, `usage_by_hour`); else from sums that are kept ready (`usage_totals`, `usage_of_each`). See
 gateway.store.rollups.
+
+Each form of statement is made once, with parameters for what varies: to make it anew took two fifths of a report's time.
 """
 
 from __future__ import annotations
@@ -10,21 +12,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Table, func, literal, select, union_all
+from sqlalchemy import BindParameter, ColumnElement, Integer, Select, Table, Text, bindparam, func, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.days import DAY_S
 from gateway.store.rollups import GROUPS, HOUR_S, JOINT, MANY, SPLIT, USED, joined, kind_name
 from gateway.store.tables import usage_by_day, usage_by_hour, usage_of_each, usage_totals
 
+Spans = list[tuple[int, int]]
+"""Times from and to, Unix seconds; the latter excluded."""
 By = Literal["key", "model", "user", "team", "backend", "ending", "arm", "version", "day", "hour"]
 BYS: tuple[By, ...] = ("key", "model", "user", "team", "day", "hour", "backend", "ending", "arm", "version")
 _PAGE = 1000
 _CHUNK = 500
 _END = 2**62  # no report has an end that late
 _MOST = 2**63 - 1  # what a column of numbers holds
+_LIMIT: BindParameter[int] = bindparam("limit", type_=Integer)
+_NAMES: BindParameter[Any] = bindparam("names", expanding=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +76,21 @@ class _Span:
     first: int
     last: int
 
-    def hours(self) -> list[tuple[int, int]]:
+    def hours(self) -> Spans:
         """The hours that are in no whole day."""
         if self.first >= self.last:
             return [(self.start, self.end)]
         return [(a, b) for a, b in ((self.start, self.first), (self.last, self.end)) if a < b]
 
-    def days(self) -> list[tuple[int, int]]:
+    def days(self) -> Spans:
         return [(self.first, self.last)] if self.first < self.last else []
+
+    def parts(self, by: By) -> tuple[tuple[int, ...], Spans]:
+        """What a report by this is put together from: the steps of the tables, the time to read from each."""
+        if by == "hour":
+            return (HOUR_S,), [(self.start, self.end)]
+        days, hours = self.days(), self.hours()
+        return (DAY_S,) * len(days) + (HOUR_S,) * len(hours), days + hours
 
 
 def _span(wanted: Wanted) -> _Span:
@@ -119,30 +133,34 @@ async def whole_report(conn: AsyncConnection, by: By, wanted: Wanted) -> list[Us
 
 async def _of_few(conn: AsyncConnection, by: By, wanted: Wanted, span: _Span, after: Any, limit: int) -> list[Any]:
     scope, scope_name = _scope(wanted)
-    group = "all" if by in ("day", "hour") else by
-    own = {"model": wanted.model, "team": wanted.team_id}.get(by)
-    if own:  # one line, by the name that is filtered by
-        group = "all"
+    own = {"model": wanted.model, "team": wanted.team_id}.get(by)  # one line, by the name that is filtered by
+    steps, spans = span.parts(by)
+    values = _values(spans, after, limit) | {"scope": scope_name} | ({"own": own} if own else {})
+    return await _rows(conn, _few_query(by, scope, bool(own), steps, after is not None), values)
+
+
+@cache
+def _few_query(by: By, scope: str, own: bool, steps: tuple[int, ...], after: bool) -> Select[Any]:
     table = usage_totals.c
-    chosen = [table.kind == kind_name(scope, group), table.scope == scope_name]
-    name: ColumnElement[Any] = literal(own) if own else table.name
+    group = "all" if own or by in ("day", "hour") else by
+    name: ColumnElement[Any] = bindparam("own", type_=Text) if own else table.name
     if by in ("day", "hour"):
         name = _moment(table.at, by)
-    step_s = [HOUR_S] if by == "hour" else [DAY_S, HOUR_S]
-    parts = []
-    for step, spans in ((DAY_S, span.days()), (HOUR_S, span.hours() if DAY_S in step_s else [(span.start, span.end)])):
-        if step in step_s:
-            parts += [
-                select(name.label("name"), *(table[used] for used in USED)).where(*chosen, table.step_s == step, *_within(table.at, a, b))
-                for a, b in spans
-            ]
-    return await _grouped(conn, parts, after, limit)
+    chosen = (table.kind == kind_name(scope, group), table.scope == bindparam("scope"))
+    return _grouped([_part(name, table, number, *chosen, table.step_s == step) for number, step in enumerate(steps)], after)
 
 
 async def _of_buckets(conn: AsyncConnection, by: By, wanted: Wanted, span: _Span, after: Any, limit: int) -> list[Any]:
+    steps, spans = span.parts(by)
+    given = _given(wanted)
+    return await _rows(conn, _bucket_query(by, tuple(given), steps, after is not None), _values(spans, after, limit) | given)
+
+
+@cache
+def _bucket_query(by: By, filters: tuple[str, ...], steps: tuple[int, ...], after: bool) -> Select[Any]:
     parts = []
-    by_hour = [(span.start, span.end)] if by == "hour" else span.hours()
-    for table, spans in ((usage_by_day, [] if by == "hour" else span.days()), (usage_by_hour, by_hour)):
+    for number, step in enumerate(steps):
+        table = usage_by_day if step == DAY_S else usage_by_hour
         columns = table.c
         name: ColumnElement[Any]
         if by in ("day", "hour"):
@@ -151,79 +169,109 @@ async def _of_buckets(conn: AsyncConnection, by: By, wanted: Wanted, span: _Span
             name = columns.experiment + JOINT + columns.arm
         else:
             name = columns[GROUPS[by][0]]
-        chosen = _filters(table, wanted) + ([columns.arm != ""] if by == "arm" else [])
-        parts += [
-            select(name.label("name"), *(columns[used] for used in USED)).where(*chosen, *_within(columns.at, a, b)) for a, b in spans
-        ]
-    return await _grouped(conn, parts, after, limit)
+        chosen = _filters(table, filters) + ([columns.arm != ""] if by == "arm" else [])
+        parts.append(_part(name, columns, number, *chosen))
+    return _grouped(parts, after)
 
 
 async def _of_many(
     conn: AsyncConnection, by: By, wanted: Wanted, span: _Span, after: Any, limit: int
 ) -> tuple[list[UsageLine], str | None]:
     """A page of the ids that are there in the days which the span touches, then what they used in its whole days and its hours."""
-    names = await _names(conn, by, wanted, span, after, limit + 1)
+    names = await _names(conn, by, wanted, span, after, limit)
     following = _encoded(names[limit - 1]) if len(names) > limit else None
     found = {name: [0] * len(USED) for name in names[:limit]}
-    for part in span.days() if found else ():
-        await _add_days(conn, found, by, wanted, part)
-    for part in span.hours():
-        await _add_hours(conn, found, GROUPS[by][0], wanted, part)
+    if found:
+        for days in span.days():
+            await _add_days(conn, found, by, wanted, days)
+        for hours in span.hours():
+            await _add_hours(conn, found, by, wanted, hours)
     return [_line((name, *used), by) for name, used in found.items() if used[0]], following
 
 
 async def _names(conn: AsyncConnection, by: By, wanted: Wanted, span: _Span, after: Any, limit: int) -> list[str]:
-    """The next keys or users: read from an index alone."""
-    query: Any = select(usage_of_each.c.name).where(*_of_each(by, wanted, _days_touched(span)))
-    if after is not None:
-        query = query.where(usage_of_each.c.name > after)
-    return list((await conn.execute(query.distinct().order_by(usage_of_each.c.name).limit(limit))).scalars())
+    """The next keys or users, one more than a page holds: read from an index alone."""
+    touched = span.start // DAY_S * DAY_S, -(-span.end // DAY_S) * DAY_S
+    query = _names_query(by, bool(wanted.model), wanted.team_id is not None, after is not None)
+    return list((await conn.execute(query, _values([touched], after, limit) | _scoped(wanted))).scalars())
 
 
-async def _add_days(conn: AsyncConnection, found: dict[str, list[int]], by: By, wanted: Wanted, span: tuple[int, int]) -> None:
-    names, name = list(found), usage_of_each.c.name
-    which = (name >= names[0], name <= names[-1]) if wanted.team_id is None else (name.in_(names),)
-    query: Any = select(name, *_sums(usage_of_each.c)).where(*_of_each(by, wanted, span, team_by_index=False), *which).group_by(name)
-    for row in (await conn.execute(query)).all():
+@cache
+def _names_query(by: By, of_model: bool, of_team: bool, after: bool) -> Select[Any]:
+    table = usage_of_each.c
+    query = select(table.name).where(*_of_each(by, of_model), *_within(table.at, 0))
+    if of_team:
+        query = query.where(table.team_id == bindparam("team_id"))
+    if after:
+        query = query.where(table.name > bindparam("after"))
+    return query.distinct().order_by(table.name).limit(_LIMIT)
+
+
+async def _add_days(conn: AsyncConnection, found: dict[str, list[int]], by: By, wanted: Wanted, days: tuple[int, int]) -> None:
+    names, of_team = list(found), wanted.team_id is not None
+    which = {"names": names} if of_team else {"first": names[0], "last": names[-1]}
+    for row in await _rows(conn, _days_query(by, bool(wanted.model), of_team), _times([days]) | which | _scoped(wanted)):
         found[row[0]] = [int(value) for value in row[1:]]
 
 
-def _of_each(by: By, wanted: Wanted, span: tuple[int, int], *, team_by_index: bool = True) -> list[ColumnElement[bool]]:
-    """The rows of one kind in these days."""
+@cache
+def _days_query(by: By, of_model: bool, of_team: bool) -> Select[Any]:
     table = usage_of_each.c
-    chosen = [table.kind == kind_name("model" if wanted.model else "", by), table.scope == wanted.model, *_within(table.at, *span)]
-    if wanted.team_id is not None:
-        # `+ ""`: SQLite is to read each name's days where they stand side by side, and not one by one through the team's index
-        chosen.append((table.team_id if team_by_index else table.team_id + "") == wanted.team_id)
-    return chosen
+    query = select(table.name, *_sums(table)).where(*_of_each(by, of_model), *_within(table.at, 0)).group_by(table.name)
+    if not of_team:
+        return query.where(table.name >= bindparam("first"), table.name <= bindparam("last"))
+    # `+ ""`: SQLite is to read each name's days where they stand side by side, and not one by one through the team's index
+    return query.where(table.name.in_(_NAMES), table.team_id + "" == bindparam("team_id"))
 
 
-def _days_touched(span: _Span) -> tuple[int, int]:
-    return span.start // DAY_S * DAY_S, -(-span.end // DAY_S) * DAY_S
+def _of_each(by: By, of_model: bool) -> list[ColumnElement[bool]]:
+    """The rows of one kind."""
+    table = usage_of_each.c
+    return [table.kind == kind_name("model" if of_model else "", by), table.scope == bindparam("scope")]
 
 
-async def _add_hours(conn: AsyncConnection, found: dict[str, list[int]], column: str, wanted: Wanted, span: tuple[int, int]) -> None:
-    names, table = list(found), usage_by_hour
+def _scoped(wanted: Wanted) -> dict[str, str]:
+    return {"scope": wanted.model} | ({} if wanted.team_id is None else {"team_id": wanted.team_id})
+
+
+async def _add_hours(conn: AsyncConnection, found: dict[str, list[int]], by: By, wanted: Wanted, hours: tuple[int, int]) -> None:
+    names, given = list(found), _given(wanted)
+    query = _hours_query(by, tuple(given))
     for start in range(0, len(names), _CHUNK):
-        who = table.c[column]
-        chosen = (who.in_(names[start : start + _CHUNK]), *_within(table.c.at, *span), *_filters(table, wanted))
-        query: Any = select(who, *_sums(table.c))
-        rows: Iterable[Any] = (await conn.execute(query.where(*chosen).group_by(who))).all()
-        for row in rows:
+        for row in await _rows(conn, query, _times([hours]) | given | {"names": names[start : start + _CHUNK]}):
             found[row[0]] = [have + int(more) for have, more in zip(found[row[0]], row[1:], strict=True)]
 
 
-async def _grouped(conn: AsyncConnection, parts: Sequence[Any], after: Any, limit: int) -> list[Any]:
-    """At most one line more than the page holds."""
-    if not parts:
-        return []
-    united: Any = union_all(*parts) if len(parts) > 1 else parts[0]
-    inner = united.subquery()
-    query: Any = select(inner.c.name, *_sums(inner.c))
-    query = query.group_by(inner.c.name).order_by(inner.c.name).limit(limit + 1)
-    if after is not None:
-        query = query.where(inner.c.name > after)
-    return list((await conn.execute(query)).all())
+@cache
+def _hours_query(by: By, filters: tuple[str, ...]) -> Select[Any]:
+    table = usage_by_hour
+    who = table.c[GROUPS[by][0]]
+    return select(who, *_sums(table.c)).where(who.in_(_NAMES), *_within(table.c.at, 0), *_filters(table, filters)).group_by(who)
+
+
+def _part(name: ColumnElement[Any], columns: Any, number: int, *chosen: ColumnElement[bool]) -> Select[Any]:
+    """What is read from one table, of the span of this number."""
+    return select(name.label("name"), *(columns[used] for used in USED)).where(*chosen, *_within(columns.at, number))
+
+
+def _grouped(parts: Sequence[Select[Any]], after: bool) -> Select[Any]:
+    """The lines of all parts together."""
+    inner = (union_all(*parts) if len(parts) > 1 else parts[0]).subquery()
+    query = select(inner.c.name, *_sums(inner.c)).group_by(inner.c.name).order_by(inner.c.name).limit(_LIMIT)
+    return query.where(inner.c.name > bindparam("after")) if after else query
+
+
+async def _rows(conn: AsyncConnection, query: Select[Any], values: Mapping[str, Any]) -> list[Any]:
+    return list((await conn.execute(query, values)).all())
+
+
+def _values(spans: Spans, after: Any, limit: int) -> dict[str, Any]:
+    """Of a page: one line more than it holds says that there are others."""
+    return _times(spans) | {"limit": limit + 1} | ({} if after is None else {"after": after})
+
+
+def _times(spans: Spans) -> dict[str, int]:
+    return {name: at for number, span in enumerate(spans) for name, at in zip((f"from_{number}", f"to_{number}"), span, strict=True)}
 
 
 def _scope(wanted: Wanted) -> tuple[str, str]:
@@ -235,13 +283,18 @@ def _scope(wanted: Wanted) -> tuple[str, str]:
     return ("", "") if wanted.team_id is None else ("team", wanted.team_id)
 
 
-def _filters(table: Table, wanted: Wanted) -> list[ColumnElement[bool]]:
+def _given(wanted: Wanted) -> dict[str, str]:
     given = {"key_id": wanted.key_id, "user_id": wanted.user_id, "model": wanted.model, "team_id": wanted.team_id or ""}
-    return [table.c[name] == value for name, value in given.items() if value]
+    return {name: value for name, value in given.items() if value}
 
 
-def _within(at: Any, start: int, end: int) -> list[ColumnElement[bool]]:
-    return [at >= start, at < end]
+def _filters(table: Table, names: Iterable[str]) -> list[ColumnElement[bool]]:
+    return [table.c[name] == bindparam(name) for name in names]
+
+
+def _within(at: Any, number: int) -> list[ColumnElement[bool]]:
+    """In the span of this number."""
+    return [at >= bindparam(f"from_{number}"), at < bindparam(f"to_{number}")]
 
 
 def _moment(at: ColumnElement[Any], by: str) -> ColumnElement[Any]:

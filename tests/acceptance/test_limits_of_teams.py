@@ -90,21 +90,7 @@ def member(admin: httpx.Client, name: str, **body: Any) -> str:
 
 def key(admin: httpx.Client, owner: str, **body: Any) -> dict[str, str]:
     issued = made(admin, "/admin/keys", name="k", owner=owner, **body)
-    until_known(admin, issued["key"])
     return {"authorization": f"Bearer {issued['key']}", "id": issued["id"]}
-
-
-def until_known(admin: httpx.Client, key: str) -> None:
-    """Both processes have read of it: until then one of them says 503, try again."""
-    knowing: set[str] = set()
-    end_s = time.monotonic() + 10
-    while len(knowing) < 2:
-        headers = {"authorization": f"Bearer {key}", "connection": "close"}
-        answer = httpx.get(admin.base_url.join("/v1/models"), headers=headers, trust_env=False, verify=PLAIN)
-        assert answer.status_code in (200, 503), answer.text
-        assert time.monotonic() < end_s, knowing
-        if answer.status_code == 200:
-            knowing.add(answer.headers["x-request-id"][4:20])
 
 
 async def many(running: Gateway, keys: list[dict[str, str]], count: int, model: str = "m") -> list[tuple[int, str, str]]:
@@ -181,7 +167,6 @@ async def test_a_spent_budget_outlives_rotation_and_restart_and_is_set_back_and_
     await until_refused()
     rotated = admin.post(f"{path}/rotate").json()
     one["authorization"] = f"Bearer {rotated['key']}"
-    until_known(admin, rotated["key"])
     assert {status for status, _, _ in await many(running, [one], 4)} == {429}
     end_s = time.monotonic() + 20
     while len(events := [event for event in told(hook[1]) if event["id"] == one["id"]]) < 2:
@@ -198,9 +183,7 @@ async def test_a_spent_budget_outlives_rotation_and_restart_and_is_set_back_and_
     await asyncio.to_thread(running.start)
     assert {status for status, _, _ in await many(running, [one], 4)} == {429}
     assert admin.post(f"{path}/budget/reset").json()["spent"]["budget"]["spent"] == "0"
-    end_s = time.monotonic() + 10
-    while {status for status, _, _ in await many(running, [one], 1)} != {200}:  # these processes have just begun: no 50 ms of theirs
-        assert time.monotonic() < end_s
+    assert {status for status, _, _ in await many(running, [one], 1)} == {200}
     await asyncio.sleep(3)
     assert len([event for event in told(hook[1]) if event["id"] == one["id"]]) == 2, "a restart tells nothing again"
     await until_refused()

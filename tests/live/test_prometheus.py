@@ -208,6 +208,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway,
             traffic.round()
             scraper.wait_for(ended, traffic.admitted)
         scraper.wait_for("max(gateway_revision)", first + 1)
+        scraper.wait_for('count(max_over_time(gateway_backend_state{model="broken"}[1m]) > 0)', 1)
         yield server, scraper
 
 

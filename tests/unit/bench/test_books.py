@@ -36,8 +36,8 @@ def test_every_kind_names_what_is_there() -> None:
     assert len(asked) > 50
 
 
-def measured(rows: int, p95_ms: float, busy: float = 5.0) -> Measured:
-    return Measured("sqlite", rows, {"a": {"p50_ms": 1, "p95_ms": p95_ms, "max_ms": 9}}, quiet_p99=[5.0, 5.2], busy_p99=[busy])
+def measured(rows: int, p95_ms: float, read: float = 5.0) -> Measured:
+    return Measured("sqlite", rows, {"a": {"p50_ms": 1, "p95_ms": p95_ms, "max_ms": 9}}, quiet_p99=[5.0, 5.2], read_p99=[read])
 
 
 def test_the_verdict() -> None:
@@ -45,4 +45,4 @@ def test_the_verdict() -> None:
     assert len(judged(measured(10, 20), measured(99, 31))) == 1
     assert judged(measured(10, 70), measured(99, 90)) == []
     assert len(judged(measured(10, 90), measured(99, 101))) == 1
-    assert len(judged(measured(10, 20), measured(99, 20, busy=5.8))) == 1
+    assert len(judged(measured(10, 20), measured(99, 20, read=5.8))) == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -84,14 +83,7 @@ class Plane:
     def client(self, credential: str | None = None, peer: tuple[str, int] = FAR) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {credential}"} if credential else {}
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=True, client=peer)
-        hooks = {"request": [self._told]}
-        return httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers, event_hooks=hooks)
-
-    async def _told(self, _: httpx.Request) -> None:
-        """An answer waits for what it has changed to be in force, but not for ever: on a busy machine the next request waits on."""
-        control, end_s = self.control, time.monotonic() + 10
-        while control.generation.change > control.live.applied and time.monotonic() < end_s:
-            await asyncio.sleep(0.002)
+        return httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers)
 
     def token(self, role: Role) -> str:
         """A login token of the person with this role."""
@@ -154,7 +146,9 @@ async def follow(control: Control) -> None:
     def open_backend(spec: BackendSpec) -> Backend:
         return LocalBackend(spec.path, control.local_state) if spec.type == "local" else EchoBackend()
 
+    place, in_force = control.generation.follow(), control.live.applied
     while True:
+        control.generation.note(place, in_force)
         await asyncio.sleep(0.002)
         if control.generation.change == control.live.applied and not control.live.unfinished:
             continue
@@ -164,6 +158,7 @@ async def follow(control: Control) -> None:
         if live is not None:
             document = RevisionDocument.model_validate(live.document)
             control.relay.table = build_table(document, live.id, 1_700_000_000, open_backend, Timeouts(5, 300, 120, 3600), secrets)
+        in_force = control.live.applied
 
 
 @dataclass(frozen=True)
