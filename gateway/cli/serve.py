@@ -59,7 +59,9 @@ def serve(
     settings = load_settings() if host is not None or port is not None else settings
     ServerTls.of(settings)  # whether the servers will be able to use the files
     check_upstream_ca(settings.upstream_ca_file)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # while there is nothing to drain yet
+    # While there is nothing to drain yet. At once, as kill -9 would: an exception may be raised anywhere, and where it is, half-made things
+    # complain in tracebacks.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     make_home(settings)
     with hold_home(settings.home, settings.run_dir):
         (own_client.forget if settings.tls_client_ca_file is None else own_client.make)(settings.run_dir)
