@@ -107,7 +107,7 @@ class HostLimits:
         rest = iter(self._over_hosts.budgets().items())
         while some := dict(islice(rest, _AT_ONCE)):
             now_s = time.time()
-            async with self._db.read() as conn:
+            async with self._db.look() as conn:
                 spent = await spent_in_windows(conn, some, now_s)
             self._over_hosts.booked(some, spent, now_s)
 

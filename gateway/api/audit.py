@@ -69,7 +69,7 @@ TheWanted = Annotated[Wanted, Depends(wanted_of)]
 
 async def list_audit(control: TheControl, wanted: TheWanted, after: AfterNumber = None, limit: Limit = 50) -> Page[AuditOut]:
     """Changes, newest first. With `q` a page can be short and have a `next`: one call looks at so many entries only."""
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         found, following = await trail.newest(conn, wanted, before_id=after, limit=limit)
     shown = [AuditOut(**asdict(entry) | {"at": moment(entry.at)}) for entry in found]
     return Page(data=shown, next=None if following is None else str(following))
@@ -77,7 +77,7 @@ async def list_audit(control: TheControl, wanted: TheWanted, after: AfterNumber 
 
 async def export_audit(control: TheControl, wanted: TheWanted) -> StreamingResponse:
     """Changes as JSON lines, oldest first: each line is what was hashed of the entry, and its hash."""
-    async with control.db.read() as conn:  # before the answer begins: a database that is away is a 503, not half a file
+    async with control.db.look() as conn:  # before the answer begins: a database that is away is a 503, not half a file
         first = await trail.oldest(conn, wanted, limit=_EXPORT_PAGE)
     headers = {"content-disposition": 'attachment; filename="audit.jsonl"'}
     return StreamingResponse(_export(control.db, wanted, first), media_type=_LINES, headers=headers)
@@ -91,7 +91,7 @@ async def _export(db: Database, wanted: Wanted, page: tuple[Sequence[AuditEntry]
             yield b"".join(canonical(trail.exported(entry)) + b"\n" for entry in found)
         if following is None:
             return
-        async with db.read() as conn:
+        async with db.look() as conn:
             found, following = await trail.oldest(conn, wanted, after_id=following, limit=_EXPORT_PAGE)
 
 

@@ -98,7 +98,7 @@ async def list_contents(
     if since_s is not None and until_s is not None and until_s <= since_s:
         raise InvalidRequest("'until' lies before 'since'.", param="until")
     place = place_of(after)
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         wanted = Wanted(key_id, user_id, model, since_s, until_s, await _models(conn, caller))
         found = await contents.page(conn, wanted, before=place, limit=limit + 1)
     following = place_text(found[limit - 1].at, found[limit - 1].request_id) if len(found) > limit else None

@@ -89,9 +89,10 @@ class GuardedRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             guard: Guard = request.app.state.guard
             guard.admit(policy, request.scope)
-            request = await whole(request, public=policy.public, text=takes_text)
-            guard.admit(policy, request.scope)  # again: a body may take its time, and a credential may end meanwhile
-            return await handle(request)
+            with_body = await whole(request, public=policy.public, text=takes_text)
+            if with_body is not request:  # again: a body may take its time, and a credential may end meanwhile
+                guard.admit(policy, request.scope)
+            return await handle(with_body)
 
         return guarded
 

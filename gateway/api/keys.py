@@ -133,7 +133,7 @@ async def list_keys(
     seen = reach.team_id
     if seen is not None and team not in ("", seen):
         return Page(data=[], next=None)
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         return await page_of(
             conn, after, limit, user_id=owner, team_id=(team or None) if seen is None else seen, search=search, revoked=revoked
         )
@@ -141,7 +141,7 @@ async def list_keys(
 
 async def get_key(control: TheControl, reach: TheReach, key_id: KeyId) -> KeyOut:
     """One key."""
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         found = await keys.listed(conn, key_id)
         if found is None or not (reach.team_id is None or (reach.team_id and found.team_id == reach.team_id)):
             raise NotFound("There is no such key.")
@@ -234,7 +234,7 @@ def _among(found: ListedKey, *, user_id: str = "", team_id: str | None = None, *
 
 async def _read(control: TheControl, key_id: str) -> KeyOut:
     """A key that was just changed."""
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         found = await keys.listed(conn, key_id)
         assert found is not None  # keys are never removed
         return (await shown(conn, [found]))[0]
@@ -258,7 +258,7 @@ async def _owner_id(control: TheControl, owner: str | None) -> str | None:
     """An address that the caller does not see is left to the change, which answers as for an id that there is not."""
     if owner is None or "@" not in owner:
         return owner
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         user = await users.by_typed_email(conn, owner)
     return owner if user is None else user.id
 

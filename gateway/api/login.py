@@ -127,7 +127,7 @@ async def me(caller: Caller, control: TheControl) -> Me:
 
 async def change_password(request: Request, body: PasswordRequest, caller: Caller, by: By, control: TheControl) -> None:
     """Set one's own password. Every login of this user ends, this one too."""
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         user = await users.by_id(conn, caller.user_id)
     if user is None:
         raise Forbidden("Only an account of this gateway has a password here.")

@@ -100,7 +100,7 @@ async def metric_series(
     """Rates, means and quantiles over time, of all hosts and processes together."""
     now_s = time.time()
     asked = _asked(metric, dict(zip(LABELS, (model, backend, operation, status), strict=True)), by, since, until, step, now_s)
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         plot = await plots.plot(conn, asked, now_s)
     of = asked.metric
     shown: dict[str, Any] = {"object": "plot", "metric": of.name, "kind": of.kind, "unit": of.unit, "by": by, "step_s": plot.step_s}

@@ -21,7 +21,7 @@ async def own_keys(
     limit: Limit = 50,
 ) -> Page[KeyOut]:
     """Your own keys, oldest first."""
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         return await page_of(conn, after, limit, user_id=caller.user_id, revoked=revoked)
 
 
@@ -47,7 +47,7 @@ def add_routes(app: FastAPI) -> None:
 
 async def _require_own(control: TheControl, caller: Caller, key_id: str) -> None:
     """These routes are for one's own, whatever else one may do. A key never changes its owner, so this holds in the change too."""
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         key = await keys.by_id(conn, key_id)
     if key is None or key.user_id != caller.user_id:
         raise NotFound("There is no such key.")

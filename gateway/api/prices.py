@@ -58,7 +58,7 @@ async def list_prices(
     format: Annotated[Literal["json", "csv"] | None, Query(description="Absent: as `Accept` says, else json.")] = None,
 ) -> Any:
     """Every price of the live revision: those that count, those that did and those that will."""
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         live = await revisions.live_revision(conn)
     if live is None:
         raise NotFound("There is no revision yet.")
@@ -83,7 +83,7 @@ async def import_table(
     text = (await request.body()).decode("utf-8")
     lines = await asyncio.to_thread(read_csv, text, _moment(from_))  # a big table takes seconds
     if dry_run:
-        async with control.db.read() as conn:
+        async with control.db.look() as conn:
             return _shown(await plan_prices(conn, lines), None)
     plan, revision = await import_prices(control.db, control.generation, by, lines)
     if revision is None:

@@ -91,7 +91,7 @@ class RollbackIn(BaseModel):
 
 async def list_revisions(control: TheControl, after: AfterNumber = None, limit: Limit = 50) -> Page[RevisionOut]:
     """Revisions, newest first."""
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         live = await revisions.live_id(conn)
         found = await revisions.page(conn, before=after, limit=limit + 1)
     page, more = cut(found, limit)
@@ -100,7 +100,7 @@ async def list_revisions(control: TheControl, after: AfterNumber = None, limit: 
 
 async def get_live(control: TheControl) -> RevisionFull:
     """The revision in force."""
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         found = await revisions.live_revision(conn)
     if found is None:
         raise NotFound("There is no revision yet.")
@@ -109,7 +109,7 @@ async def get_live(control: TheControl) -> RevisionFull:
 
 async def get_revision(control: TheControl, revision_id: Number) -> RevisionFull:
     """One revision with its document."""
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         found = await revisions.by_id(conn, revision_id)
         live = await revisions.live_id(conn)
     if found is None:
@@ -161,7 +161,7 @@ def add_routes(app: FastAPI) -> None:
 
 async def _check(control: Control, data: dict[str, Any]) -> tuple[RevisionDocument | None, list[Fault]]:
     """Absolute paths come from the configuration file alone; those that are live already may stay, so that the rest can be edited."""
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         live = await revisions.live_revision(conn)
     known = _absolute_paths(read_stored(live.document).document) if live else {}
     document, faults = check_document(data, absolute_paths=bool(known))

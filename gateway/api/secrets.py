@@ -40,7 +40,7 @@ class SecretSet(BaseModel):
 
 async def list_secrets(control: TheControl) -> SecretList:
     """The names of all secrets."""
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         found = await secrets.names(conn)
         live = await revisions.live_revision(conn)
     used = secret_names(live.document) if live else set()

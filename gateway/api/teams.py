@@ -63,7 +63,7 @@ async def list_teams(
     limit: Limit = 50,
 ) -> Page[TeamOut]:
     """Teams in the order of their names."""
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         last = await teams.by_id(conn, after) if after else None
         if after and (last is None or reach.team_id not in (None, last.id)):
             raise InvalidRequest("There is no such page.", param="after")
@@ -76,7 +76,7 @@ async def list_teams(
 
 async def get_team(control: TheControl, reach: TheReach, team_id: TeamId) -> TeamOut:
     """One team."""
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         team = await teams.by_id(conn, team_id)
         if team is None or reach.team_id not in (None, team.id):
             raise NotFound("There is no such team.")
@@ -115,7 +115,7 @@ def add_routes(app: FastAPI) -> None:
 
 
 async def _changed(control: Control, team: Team) -> TeamOut:
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         return (await _shown(conn, [team]))[0]
 
 

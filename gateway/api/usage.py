@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -22,6 +23,7 @@ from gateway.errors import InvalidRequest
 from gateway.runtime import Control
 from gateway.store import usage
 from gateway.store.lines import as_csv, as_json_lines, fields
+from gateway.store.pieces import in_pieces
 from gateway.store.usage import By, UsageLine, Wanted
 
 Format = Literal["json", "jsonl", "csv"]
@@ -163,7 +165,7 @@ async def _answer(control: Control, by: By, asked: Asked, wanted: Wanted | None)
     async def page(after: str) -> tuple[list[UsageLine], str | None]:
         if wanted is None:
             return [], None
-        async with control.db.read() as conn:
+        async with control.db.look() as conn:
             try:
                 return await usage.report(conn, by, wanted, after=after, limit=limit)
             except ValueError:
@@ -172,8 +174,9 @@ async def _answer(control: Control, by: By, asked: Asked, wanted: Wanted | None)
     lines, following = await page(asked.after)
     if asked.format == "json":
         start, end = moment(asked.since_s), moment_or_none(asked.until_s)
-        report = {"object": "list", "by": by, "since": start, "until": end, "data": [fields(by, line) for line in lines], "next": following}
-        # not through the model: a thousand lines would hold up the loop, and with it what is relayed, for ten milliseconds
+        data = await in_pieces(partial(fields, by), lines)
+        report = {"object": "list", "by": by, "since": start, "until": end, "data": data, "next": following}
+        # not through the model: that takes five times as long
         return Response(orjson.dumps(report, option=orjson.OPT_UTC_Z), media_type="application/json")
     headers = {"content-disposition": f'attachment; filename="usage-by-{by}.{asked.format}"'}
     return StreamingResponse(_written(by, asked.format, lines, following, page), media_type=_TYPES[asked.format], headers=headers)

@@ -18,6 +18,7 @@ from gateway.api.reach import TheReach
 from gateway.errors import InvalidRequest, NotFound
 from gateway.runtime import Control
 from gateway.store import requests
+from gateway.store.pieces import in_pieces
 
 Since = Annotated[str, Query(max_length=60, description="A duration back from now (1h) or an RFC 3339 time.", examples=["1h"])]
 Until = Annotated[str, Query(max_length=60, description="As `since`; at most 24 hours after it. Absent: now.")]
@@ -63,7 +64,7 @@ async def own_requests(
 ) -> Response:
     """Your own, newest first: those of one key of yours; of a login without `key`: those made with login tokens."""
     if caller.key_id and key not in ("", caller.key_id):
-        return _page([], None)
+        return await _page([], None)
     return await _found(control, caller.key_id or key or None, {"user_id": caller.user_id}, since, until, after, limit)
 
 
@@ -109,7 +110,7 @@ _ABSENT = "There is no such request, or it is older than what is kept."
 
 
 async def _row(control: Control, request_id: str) -> dict[str, Any]:
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         row = await requests.usage_row(conn, request_id)
     if row is None:
         raise NotFound(_ABSENT)
@@ -119,15 +120,15 @@ async def _row(control: Control, request_id: str) -> dict[str, Any]:
 async def _found(control: Control, key_id: str | None, only: dict[str, str], since: str, until: str, after: str, limit: int) -> Response:
     start_s, end_s = _window(since, until)
     place = place_of(after)
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         found = await requests.of_key(conn, key_id, start_s, end_s, only=only, before=place, limit=limit + 1)
     following = place_text(found[limit - 1]["started_at"], found[limit - 1]["request_id"]) if len(found) > limit else None
-    return _page(found[:limit], following)
+    return await _page(found[:limit], following)
 
 
-def _page(rows: list[dict[str, Any]], following: str | None) -> Response:
+async def _page(rows: list[dict[str, Any]], following: str | None) -> Response:
     """A `Page[RequestOut]`, not through the model: 500 requests would hold up the loop, and with it what is relayed, for 50 ms."""
-    page = {"data": [_fields(row) for row in rows], "next": following}
+    page = {"data": await in_pieces(_fields, rows), "next": following}
     return Response(orjson.dumps(page, option=orjson.OPT_UTC_Z), media_type="application/json")
 
 

@@ -106,7 +106,7 @@ async def list_users(
     """Users in the order of their e-mail addresses."""
     if team is not None and reach.team_id not in (None, team):
         return Page(data=[], next=None)
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         last = await users.by_id(conn, after) if after else None
         if after and (last is None or not reach.sees(last)):
             raise InvalidRequest("There is no such page.", param="after")
@@ -119,7 +119,7 @@ async def list_users(
 
 async def get_user(control: TheControl, reach: TheReach, user_id: UserId) -> UserOut:
     """One user."""
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         user = await users.by_id(conn, user_id)
         if user is None or not reach.sees(user):
             raise NotFound("There is no such user.")
@@ -188,7 +188,7 @@ def add_routes(app: FastAPI) -> None:
 
 
 async def _changed(control: Control, user: User) -> UserOut:
-    async with control.db.read() as conn:
+    async with control.db.look() as conn:
         return (await _shown(conn, [user]))[0]
 
 

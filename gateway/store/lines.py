@@ -20,17 +20,15 @@ COUNTED = ("requests", "prompt_tokens", "completion_tokens", "cached_tokens", "r
 
 def fields(by: str, line: UsageLine) -> dict[str, Any]:
     """A line by name, what it is of first. Money: a decimal string in USD."""
-    first: dict[str, Any] = {"experiment": line.experiment} if by == "arm" else {}
-    group: Any = int(line.group) if by == "version" else line.group or None
-    counts = (
-        line.requests,
-        line.prompt_tokens,
-        line.completion_tokens,
-        line.cached_tokens,
-        line.reasoning_tokens,
-        format_usd(line.cost_pusd),
-    )
-    return first | {NAMES[by]: group} | dict(zip(COUNTED, counts, strict=True))
+    shown: dict[str, Any] = {"experiment": line.experiment} if by == "arm" else {}
+    shown[NAMES[by]] = int(line.group) if by == "version" else line.group or None
+    shown["requests"] = line.requests
+    shown["prompt_tokens"] = line.prompt_tokens
+    shown["completion_tokens"] = line.completion_tokens
+    shown["cached_tokens"] = line.cached_tokens
+    shown["reasoning_tokens"] = line.reasoning_tokens
+    shown["cost"] = format_usd(line.cost_pusd)
+    return shown
 
 
 def as_csv(by: str, lines: Iterable[UsageLine], headed: bool) -> str:

@@ -92,7 +92,7 @@ class LiveTables:
             more = True
             while more:
                 with self.contact.made():
-                    async with db.read() as conn:
+                    async with db.look() as conn:
                         news = await self._news(conn, spending)
                 if news is None:  # another database, or an older copy of it: nothing in the tables can be trusted
                     with _collector_paused():
@@ -207,7 +207,7 @@ class LiveTables:
         user_id, waiting = next(iter(self._moving.items()))
         step = waiting[-STEP:]
         with self.contact.made():
-            async with db.read() as conn:
+            async with db.look() as conn:
                 rows = await _rows(conn, step)
                 if spending is not None:
                     await spending.read(conn, _limits_in(rows))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import TextClause, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.limits.budget import format_usd
@@ -22,11 +23,17 @@ async def usage_row(conn: AsyncConnection, request_id: str) -> dict[str, Any] | 
     """The raw row of one request, by column name: each day is asked for it, the newest first."""
     days = await existing(conn)
     for start in range(0, len(days), _AT_ONCE):
-        query = union(days[start : start + _AT_ONCE], _NAMES, "request_id = :request_id")
-        row = (await conn.execute(text(query), {"request_id": request_id})).first()
+        query = _by_id(tuple(days[start : start + _AT_ONCE]))
+        row = (await conn.execute(query, {"request_id": request_id})).first()
         if row is not None:
             return as_row(row)
     return None
+
+
+@lru_cache(16)
+def _by_id(days: tuple[int, ...]) -> TextClause:
+    """Twenty thousand letters, in which SQLAlchemy looks for parameters."""
+    return text(union(days, _NAMES, "request_id = :request_id"))
 
 
 async def of_key(

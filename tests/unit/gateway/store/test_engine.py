@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.errors import Unavailable
-from gateway.store.engine import Database
+from gateway.store.engine import Database, postgres_engine
 from gateway.store.errors import StoreUnavailable
 from gateway.store.migrate import migrate
 from gateway.store.tables import meta
@@ -120,10 +123,71 @@ async def test_a_lost_connection_is_mapped_and_heals(postgres: Postgres) -> None
             await kill_others()
             await conn.execute(meta.insert().values(name="b", value="1"))
     assert await _count(db) == 0
-    await kill_others()  # idle in the pool this time: noticed before use
-    assert await _count(db) == 0
+    for attempt in (db.read, db.look):
+        async with attempt() as conn:
+            ended = await _when_ended(conn)
+        await kill_others()
+        await ended.wait()
+        async with attempt() as conn:  # it was idle in the pool: noticed before use
+            assert (await conn.execute(text("SELECT 1"))).scalar_one() == 1
     await db.close()
     await postgres.drop(name)
+
+
+async def _when_ended(conn: AsyncConnection) -> asyncio.Event:
+    ended = asyncio.Event()
+    driver: Any = (await conn.get_raw_connection()).driver_connection
+    driver.add_termination_listener(lambda _: ended.set())
+    return ended
+
+
+async def test_a_connection_that_was_idle_for_long_is_asked_before_use(postgres: Postgres) -> None:
+    """A firewall forgets idle connections and tells nobody: the next thing sent is answered with a reset."""
+    name = await postgres.create()
+    address = urlsplit(postgres.url(name))
+    forgotten = False
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        known, (server, to_server) = not forgotten, await asyncio.open_connection(address.hostname, address.port)
+        back = asyncio.create_task(_copied(server, writer))
+        while data := await reader.read(65536):
+            if known and forgotten:
+                writer.transport.abort()
+                break
+            to_server.write(data)
+        to_server.close()
+        await back
+
+    between = await asyncio.start_server(forward, "127.0.0.1", 0)
+    port = between.sockets[0].getsockname()[1]
+    url = postgres.sqlalchemy_url(name).replace(f":{address.port}/", f":{port}/")
+    careful, trusting = postgres_engine(url, trusted_s=0.0), postgres_engine(url, trusted_s=3600.0)
+    for engine in (careful, trusting):
+        async with engine.connect() as conn:
+            await conn.execute(text("SELECT 1"))
+    forgotten = True
+    async with careful.connect() as conn:
+        assert (await conn.execute(text("SELECT 1"))).scalar_one() == 1
+    async with trusting.connect() as conn:
+        with pytest.raises(DBAPIError):
+            await conn.execute(text("SELECT 1"))
+    await careful.dispose()
+    await trusting.dispose()
+    between.close()
+    await postgres.drop(name)
+
+
+async def _copied(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+    writer.close()
+
+
+async def test_what_only_looks_cannot_write(db: Database) -> None:
+    with pytest.raises(StoreUnavailable):
+        async with db.look() as conn:
+            await conn.execute(meta.insert().values(name="a", value="1"))
+    assert await _count(db) == 0
 
 
 async def test_a_pool_that_is_used_up_is_unavailable_not_a_hang(tmp_path: Path, database_url: str) -> None:
