@@ -74,7 +74,9 @@ async def fill(url: str, books: Books) -> None:
             await _fill(conn, books)
         if not sqlite:
             async with engine.connect() as conn:
-                await (await conn.execution_options(isolation_level="AUTOCOMMIT")).execute(text("VACUUM ANALYZE"))
+                conn = await conn.execution_options(isolation_level="AUTOCOMMIT")
+                await conn.execute(text("VACUUM (ANALYZE)"))  # after which an index can be read without its table
+                await conn.execute(text("CHECKPOINT"))
     finally:
         await engine.dispose()
 

@@ -275,12 +275,18 @@ def _bucket() -> list[Column[Any]]:
     ]
 
 
-def _by_whom() -> list[Index]:
-    return [Index(None, "key_id", "at"), Index(None, "user_id", "at")]
+# PostgreSQL stores rows as they come, each day of a user or a key on another page: so their indexes have all that reports read of them.
+# The longest names that there are fill 2,200 of the 2,700 bytes that an entry of an index may have.
+_OF_DAY = [column.name for column in (*_bucket(), *_used())]
 
-
-usage_by_hour = Table("usage_by_hour", metadata, *_bucket(), *_used(), *_by_whom())
-usage_by_day = Table("usage_by_day", metadata, *_bucket(), *_used(), *_by_whom())
+usage_by_hour = Table("usage_by_hour", metadata, *_bucket(), *_used(), Index(None, "key_id", "at"), Index(None, "user_id", "at"))
+usage_by_day = Table(
+    "usage_by_day",
+    metadata,
+    *_bucket(),
+    *_used(),
+    *(Index(None, who, "at", postgresql_include=[name for name in _OF_DAY if name not in (who, "at")]) for who in ("key_id", "user_id")),
+)
 
 # Sums by what there are few of (models, teams, backends ...), hour by hour and day by day.
 usage_totals = Table(

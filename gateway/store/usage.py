@@ -244,9 +244,11 @@ async def _add_hours(conn: AsyncConnection, found: dict[str, list[int]], by: By,
 
 @cache
 def _hours_query(by: By, filters: tuple[str, ...]) -> Select[Any]:
-    table = usage_by_hour
-    who = table.c[GROUPS[by][0]]
-    return select(who, *_sums(table.c)).where(who.in_(_NAMES), *_within(table.c.at, 0), *_filters(table, filters)).group_by(who)
+    columns = usage_by_hour.c
+    who = columns[GROUPS[by][0]]
+    # `+ ""`: PostgreSQL is to read the hours of these alone, and not to look for the model among those of everybody
+    chosen = [columns[name] + "" == bindparam(name) for name in filters]
+    return select(who, *_sums(columns)).where(who.in_(_NAMES), *_within(columns.at, 0), *chosen).group_by(who)
 
 
 def _part(name: ColumnElement[Any], columns: Any, number: int, *chosen: ColumnElement[bool]) -> Select[Any]:

@@ -89,6 +89,18 @@ async def test_an_empty_database_gets_the_schema_of_the_code(empty_url: str) -> 
     await db.close()
 
 
+@pytest.mark.parametrize("dialect", ["postgres"])
+async def test_indexes_hold_all_that_reports_read_of_days(database_url: str) -> None:
+    """What autogenerate does not compare: the columns beside an index's own."""
+    db = Database(database_url)
+    async with db.read() as conn:
+        indexes = await conn.run_sync(lambda sync: inspect(sync).get_indexes("usage_by_day"))
+    await db.close()
+    columns = metadata.tables["usage_by_day"].c.keys()
+    found = {str(index["name"]): {*index["column_names"], *index["dialect_options"]["postgresql_include"]} for index in indexes}
+    assert found == {f"ix_usage_by_day_{who}_at": set(columns) for who in ("key_id", "user_id")}
+
+
 async def test_a_filled_database_survives_an_upgrade(database_url: str, newer: Path, dialect: str) -> None:
     user_id = await _fill(database_url)
     done = await migrate(database_url, newer)

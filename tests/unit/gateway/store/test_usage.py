@@ -156,3 +156,24 @@ async def test_ten_thousand_rows_a_second(db: Database) -> None:
     async with db.read() as conn:
         assert (await conn.execute(text(f"SELECT count(*) FROM {days.name_of(days.day_of(NOON))}"))).scalar_one() == 10_000
     assert took_s < 1, took_s
+
+
+async def test_rows_of_the_longest_names_are_booked(db: Database) -> None:
+    """An entry of an index has at most 2,700 bytes on PostgreSQL, and shipping would stand still. Names: as long as each may be, in letters
+    of four bytes that nothing compresses.
+    """
+    rng = random.Random(5)
+
+    def name(letters: int) -> str:
+        return "".join(chr(rng.randrange(0x20000, 0x2A000)) for _ in range(letters))
+
+    model = name(200)
+    of_canary = {"experiment": model, "arm": "canary"}
+    of_experiment = {"experiment": name(80), "arm": name(80)}
+    ids = {"user_id": f"usr_{2**127:032x}", "key_id": f"{2**47:012x}", "team_id": f"team_{2**63:016x}"}
+    rows = [
+        row(number, model=model, backend=name(80), ending="upstream_error", revision=2**62, cost_pusd=2**62, **ids, **arm)
+        for number, arm in enumerate((of_canary, of_experiment))
+    ]
+    assert await ship(db, rows, 100) == 2
+    assert (await lines(db, "model", user_id=ids["user_id"]))[model][0] == 2
