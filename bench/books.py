@@ -4,11 +4,11 @@
     python -m bench.books --database sqlite --rows 200000 --seconds 5
 
 A database is filled with rows of the last 90 days (10,000 users, 20,000 keys, 20 models, 50 teams; a few keys do most of it), once with
-100,000 and once with `--rows`, by statements of its own (`bench.ledger_rows`). PostgreSQL is then vacuumed, as it does by itself in time, and
-made to write out what the fill has changed, which is not to be measured. A real `gateway serve` with one worker then relays 200 requests a
-second while each kind of report and page is asked for, 50 times each, twenty a second. Then, by turns, it runs alone, beside two reports a
-second (people who look at pages) and beside twenty calls of /healthz a second, which need no report: what the client that asks takes from
-the cores that it shares.
+100,000 and once with `--rows`, by statements of its own (`bench.ledger_rows`). PostgreSQL is then vacuumed, as it is by itself in time, and
+writes out what the fill has changed, which is not to be measured. A real `gateway serve` with one worker then relays 200 requests a second
+while each kind of report and page is asked for, 50 times each, twenty a second. Then, by turns, it runs alone, beside two reports a second
+(people who look at pages) and beside twenty calls of /healthz a second, which need no report: what the client that asks takes from the
+cores that it shares.
 
 Exit code 1 where a kind's p95 is above 100 ms, or above both 1.3 x and 10 ms over its p95 among 100,000 rows (a page of 500 requests has
 only the first bound: a key has not so many in a day there); where an answer is not what it should be; or where the relay's p99 beside two

@@ -33,6 +33,7 @@ from backends.echo import EchoBackend
 from backends.folder import weights_folder
 from backends.local import LocalBackend, LocalState, PathRefused, locate
 from gateway.api import create_api
+from gateway.api.apart import Apart
 from gateway.changes import Actor, ensure_signing_key
 from gateway.hosts import HostLimits
 from gateway.keeper.reconcile import reconcile
@@ -316,6 +317,10 @@ class Services:
 
     def asgi(self) -> ASGIApp:
         """The control plane."""
+        return Apart(self.whole_api(), self.settings.reader_socket)
+
+    def whole_api(self) -> ASGIApp:
+        """The same, all answered by this process."""
         return create_api(self.control)
 
     async def _read_spending(self, limits: Mapping[str, Limits], *, starting: bool) -> None:

@@ -100,6 +100,12 @@ class Settings(BaseSettings):
         description="known keys go on working this long without the database",
     )
     drain_s: float = Field(30, ge=0, validation_alias=_env("GATEWAY_DRAIN_S"), description="SIGTERM: running requests may finish this long")
+    reader_after_s: float = Field(
+        10.0,
+        ge=-1,
+        validation_alias=_env("GATEWAY_READER_AFTER_S"),
+        description="how long after its start a process of its own takes over reports and lists; -1: never",
+    )
     hub_access: bool = Field(False, validation_alias=_env("GATEWAY_HUB_ACCESS"), description="may local models be fetched from a hub")
     usage_kept_days: int = Field(
         400,
@@ -312,6 +318,11 @@ class Settings(BaseSettings):
     def run_dir(self) -> Path:
         """Sockets, counters and segment files of the running server."""
         return self.home / "run"
+
+    @property
+    def reader_socket(self) -> Path:
+        """Where the reader process answers the server processes."""
+        return self.run_dir / "reader.sock"
 
     @property
     def password_lock(self) -> Path:

@@ -1,4 +1,4 @@
-"""`gateway serve`: prepares the installation, then supervises one keeper and N server processes until SIGTERM.
+"""`gateway serve`: prepares the installation, then supervises one keeper, N server processes and a reader until SIGTERM.
 
 The supervisor holds the listening sockets, so that what waits in a killed server's queue survives until its successor takes over.
 """
@@ -36,6 +36,7 @@ _FIRST_BACKOFF_S, _LAST_BACKOFF_S = 0.1, 5.0
 _HEALTHY_S = 10.0
 _KEEPER_STOP_S = 15.0
 _LOOK_S = 0.1
+_LONGEST_SOCKET = 107  # bytes of a path, on Linux
 # glibc gives memory back to the system after every large body and takes it again, page by page, for the next: a quarter of the CPU of a
 # 300 KB prompt. Up to 32 MB at the top of the heap are kept instead. An operator's own values win; other allocators do not look.
 _ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(32 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
@@ -145,7 +146,7 @@ def _refuse_taken(family: int, address: object) -> None:
 
 
 class Supervisor:
-    """Keeps the keeper and the servers running; forwards SIGTERM; ends when all have ended."""
+    """Keeps the keeper, the servers and the reader running; forwards SIGTERM; ends when all have ended."""
 
     def __init__(self, settings: Settings, sockets: Sequence[socket.socket], paste: Callable[[str], str] | None = None) -> None:
         self._settings = settings
@@ -170,13 +171,14 @@ class Supervisor:
             asyncio.create_task(self._keep(f"server-{i}", [*command, str(sock.fileno())], (sock.fileno(),), environment))
             for i, sock in enumerate(self._sockets)
         ]
+        reader = asyncio.create_task(self._keep_reader(environment))
         announcing = asyncio.create_task(self._announce())
         await self._stopping.wait()
         announcing.cancel()
         for sock in self._sockets:
             sock.close()
         self._signal(lambda name: name != "keeper")
-        await asyncio.gather(*servers)
+        await asyncio.gather(*servers, reader)
         self._signal(lambda name: name == "keeper")
         try:
             await asyncio.wait_for(keeper, _KEEPER_STOP_S)
@@ -223,6 +225,17 @@ class Supervisor:
             tell(f"The {name} process ended (exit code {code}); it is started again.")
             healthy = time.monotonic() - started_s > _HEALTHY_S
             backoff_s = await self._pause(_FIRST_BACKOFF_S if healthy else min(backoff_s * 2, _LAST_BACKOFF_S))
+
+    async def _keep_reader(self, environment: dict[str, str]) -> None:
+        """Once the servers have been up for a while: until then they answer themselves, and a short run does not pay for another process.
+        What it counts is nothing of the servers' metrics.
+        """
+        after_s = self._settings.reader_after_s
+        if after_s < 0 or len(os.fsencode(self._settings.reader_socket)) > _LONGEST_SOCKET:
+            return
+        await self._pause(after_s)
+        of_reader = {name: value for name, value in environment.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
+        await self._keep("reader", ["-m", "gateway.cli.reader"], (), of_reader)
 
     async def _pause(self, seconds: float) -> float:
         """This long, or until we are stopping; returns how long."""

@@ -24,6 +24,7 @@ from tests.unit.auth.signed import Private, jwk, token
 
 CONFIG = "models: [{id: m, backends: [{type: echo}]}]"
 TWO = ("--workers", "2")
+SERVERS_ALONE = {"GATEWAY_READER_AFTER_S": "-1"}  # each of them is asked
 KEY_1, KEY_2, KEY_3 = ("Zq8Wm2Xc5Vn7Bk4Lp9Rt3Hy6Jf1Gd0S" + letter * 2 for letter in "aeu")
 MESSAGE = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -85,7 +86,7 @@ def wait_for(condition: Callable[[], bool], within_s: float) -> None:
 
 
 def test_a_new_signing_key_logs_nobody_out(http: httpx.Client, tmp_path: Path) -> None:
-    with gateway(tmp_path, CONFIG, arguments=TWO, GATEWAY_JWT_ALGORITHM="ES256") as running:
+    with gateway(tmp_path, CONFIG, arguments=TWO, **SERVERS_ALONE, GATEWAY_JWT_ALGORITHM="ES256") as running:
         server = Server(running, http)
         first = server.login()["access_token"]
         made = running.cli_json("secrets", "rotate", "--signing")
@@ -215,7 +216,10 @@ def trusting(issuer: Issuer, folder: Path) -> str:
 
 
 def test_tokens_of_a_trusted_issuer(http: httpx.Client, tmp_path: Path, issuer: Issuer) -> None:
-    with issuer.serving(), gateway(tmp_path, CONFIG, arguments=TWO, GATEWAY_TRUSTED_ISSUERS=trusting(issuer, tmp_path)) as running:
+    with (
+        issuer.serving(),
+        gateway(tmp_path, CONFIG, arguments=TWO, **SERVERS_ALONE, GATEWAY_TRUSTED_ISSUERS=trusting(issuer, tmp_path)) as running,
+    ):
         server = Server(running, http)
         good = issuer.token()
         assert server.statuses(good, "/v1/models") == {200}
@@ -272,7 +276,7 @@ def test_an_admin_of_a_trusted_issuer(http: httpx.Client, tmp_path: Path, issuer
 
 def test_keys_of_an_issuer_change_and_it_goes_away(http: httpx.Client, tmp_path: Path, issuer: Issuer) -> None:
     trusted = trusting(issuer, tmp_path)
-    with gateway(tmp_path, CONFIG, arguments=TWO, GATEWAY_TRUSTED_ISSUERS=trusted) as running:
+    with gateway(tmp_path, CONFIG, arguments=TWO, **SERVERS_ALONE, GATEWAY_TRUSTED_ISSUERS=trusted) as running:
         server = Server(running, http)
         assert server.chat(issuer.token()).status_code in (401, 503)  # nobody can say: the issuer is not there
         assert "could not be fetched" in running.log()
