@@ -44,7 +44,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.directory import PASSWORD, database_url
-from bench.gateway import CONFIG, LIMITS, ROLES, SOFT_DESCRIPTORS, Cli, command_of
+from bench.gateway import CONFIG, LIMITS, Cli, command_of, serving
 from bench.ledger_rows import DAYS, Books, fill
 from bench.systems import OWN_MODULES, Recipe, System, clean_env, free_port, launch, python_module
 
@@ -157,9 +157,7 @@ def trial(database: str, url: str, rows: int, folder: Path, given: argparse.Name
     try:
         config = folder / "gateway.yaml"
         config.write_text(CONFIG.format(upstream=f"127.0.0.1:{ports[0]}"))
-        serve = (cli.binary, "serve", "--config", str(config), "--host", "127.0.0.1", "--port", str(ports[1]), "--workers", "1")
-        recipe = Recipe("gateway", serve, ports[1], env=env, roles=ROLES, soft_descriptors=SOFT_DESCRIPTORS)
-        system = launch(recipe, folder, set(range(given.cores)))
+        system = launch(serving(cli, "gateway", config, ports[1]), folder, set(range(given.cores)))
         try:
             relay = Relayed(system, key, given.seconds, measured, folder)
             relay.window()  # warm-up

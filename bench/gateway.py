@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from bench.measure import KEEPER, SERVING
 from bench.systems import OWN_MODULES, Place, Recipe, SystemFailed, clean_env, python_module
@@ -58,17 +59,15 @@ def _serving(place: Place, keys: int, used: int) -> Recipe:
     file = place.folder / "keys.txt"
     file.write_text("\n".join(cli.issue(keys)[:used]))
     file.chmod(0o600)
-    serve = ("serve", "--config", str(config), "--host", "127.0.0.1", "--port", str(place.port), "--workers", "1")
-    return Recipe(
-        place.name,
-        (cli.binary, *serve),
-        place.port,
-        env=cli.env,
-        booked=cli.booked,
-        roles=ROLES,
-        keys=file,
-        soft_descriptors=SOFT_DESCRIPTORS,
-    )
+    return serving(cli, place.name, config, place.port, booked=cli.booked, keys=file)
+
+
+def serving(cli: Cli, name: str, config: Path, port: int, *, env: dict[str, str] | None = None, **more: Any) -> Recipe:
+    """`gateway serve` with one server process; measured once its reader is there too."""
+    command = (cli.binary, "serve", "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--workers", "1")
+    own = (cli.env if env is None else env) | {"GATEWAY_READER_AFTER_S": "0"}
+    there = Path(own["GATEWAY_HOME"]) / "run" / "reader.sock"
+    return Recipe(name, command, port, env=own, roles=ROLES, soft_descriptors=SOFT_DESCRIPTORS, ready_file=there, **more)
 
 
 def _prepare(place: Place) -> tuple[Cli, Path]:

@@ -35,7 +35,7 @@ from rich.table import Table
 
 from bench import measure, report, systems
 from bench.client import Answer, Connection, request_head
-from bench.gateway import CONFIG, LIMITS, ROLES, SOFT_DESCRIPTORS, Cli
+from bench.gateway import CONFIG, LIMITS, ROLES, Cli, serving
 from bench.load import quantiles
 from bench.payload import STREAMED, Ask, request_body
 from bench.systems import OWN_MODULES, Recipe, System, free_port, python_module
@@ -160,9 +160,7 @@ class Bench:
         try:
             config = self._folder / "gateway.yaml"
             config.write_text(CONFIG.format(upstream=f"127.0.0.1:{ports[0]}"))
-            serve = ("serve", "--config", str(config), "--host", "127.0.0.1", "--port", str(ports[1]), "--workers", "1")
-            recipe = Recipe("gateway", (cli.binary, *serve), ports[1], env=env, roles=ROLES, soft_descriptors=SOFT_DESCRIPTORS)
-            gateway = systems.launch(recipe, self._folder, apart)
+            gateway = systems.launch(serving(cli, "gateway", config, ports[1]), self._folder, apart)
             try:
                 yield gateway
             finally:

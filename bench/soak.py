@@ -37,7 +37,7 @@ from rich.table import Table
 
 from bench import report, systems
 from bench.census import PROBE, Process, census
-from bench.gateway import LIMITS, ROLES, SOFT_DESCRIPTORS, Cli
+from bench.gateway import LIMITS, ROLES, Cli, serving
 from bench.lanes import Lanes, SoakStopped
 from bench.measure import KEEPER, REST, SERVING
 from bench.mix import KINDS, KNOWN, POOR, UNKNOWN, sequence
@@ -134,10 +134,8 @@ class Soak:
         config = self._folder / "gateway.yaml"
         config.write_text(CONFIG.format(good=f"127.0.0.1:{ports[0]}", other=f"127.0.0.1:{ports[1]}"))
         port = free_port()
-        serve = ("serve", "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--workers", "1")
         probed = env | {"PYTHONPATH": str(PROBE), "BENCH_PROBE": str(self._probes)}
-        recipe = Recipe("gateway", (self._cli.binary, *serve), port, env=probed, roles=ROLES, soft_descriptors=SOFT_DESCRIPTORS)
-        self.gateway = systems.launch(recipe, self._folder, cores)
+        self.gateway = systems.launch(serving(self._cli, "gateway", config, port, env=probed), self._folder, cores)
 
     async def run(self) -> None:
         """All requests, with a reading at each stop."""

@@ -26,6 +26,7 @@ from bench import measure, nginx
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 120.0
+FILE_LIMIT_S = 15.0
 STOP_LIMIT_S = 15.0
 OWN_MODULES = {"PYTHONPATH": str(REPOSITORY)}
 
@@ -51,6 +52,7 @@ class Recipe:
     `load_share` below 1 gives a system that is slower by orders of magnitude fewer requests, so that a run ends in time.
     `roles`: which of its processes do what. `keys`: a file with one key per line, used in turn instead of `key`.
     `soft_descriptors`: it is started with this soft limit, for a system that promises to raise the limit itself.
+    `ready_file`: it is complete once this is there too, and measured then; a version that does not make it is not waited for long.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Recipe:
     roles: measure.Roles = ()
     keys: Path | None = None
     soft_descriptors: int | None = None
+    ready_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +177,16 @@ def await_ready(system: System) -> None:
         if system.process.poll() is not None:
             raise SystemFailed(f"{system.name} ended with code {system.process.returncode}:\n{tail(system.log)}")
         if get_status("127.0.0.1", system.recipe.port, system.recipe.ready_path) == 200:
+            _await_file(system.recipe.ready_file)
             return
         time.sleep(0.1)
     raise SystemFailed(f"{system.name} was not ready after {START_LIMIT_S:.0f} s:\n{tail(system.log)}")
+
+
+def _await_file(file: Path | None) -> None:
+    deadline_s = time.monotonic() + FILE_LIMIT_S
+    while file is not None and not file.exists() and time.monotonic() < deadline_s:
+        time.sleep(0.1)
 
 
 def get_status(host: str, port: int, path: str) -> int:
