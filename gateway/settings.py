@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     )
     drain_s: float = Field(30, ge=0, validation_alias=_env("GATEWAY_DRAIN_S"), description="SIGTERM: running requests may finish this long")
     reader_after_s: float = Field(
-        10.0,
+        10,
         ge=-1,
         validation_alias=_env("GATEWAY_READER_AFTER_S"),
         description="how long after its start a process of its own takes over reports and lists; -1: never",
