@@ -151,20 +151,36 @@ def _ledger(running: Gateway) -> list[dict[str, Any]]:
     return [json.loads(line) for line in running.cli("ledger", "export").splitlines()]
 
 
+async def in_mid_stream(client: AsyncOpenAI, pid: int) -> asyncio.Task[None]:
+    """Who reads an answer in the middle of which the worker was stopped (SIGSTOP): a small model may have said all before it could be."""
+
+    async def read(stream: openai.AsyncStream[Any]) -> None:
+        async for _ in stream:
+            pass
+
+    for _ in range(10):
+        stream = await client.chat.completions.create(
+            model="solo", messages=SAY, max_tokens=480, temperature=0, stream=True, extra_body={"ignore_eos": True}
+        )
+        os.kill(pid, signal.SIGSTOP)
+        reading = asyncio.create_task(read(stream))
+        ended, _ = await asyncio.wait({reading}, timeout=0.5)
+        if not ended:
+            return reading
+        os.kill(pid, signal.SIGCONT)
+    raise AssertionError("each answer was whole before its worker could be stopped")
+
+
 async def test_a_killed_worker_is_passed_over_or_named_and_comes_back(running: Gateway, client: AsyncOpenAI) -> None:
     pid = worker_pid(running)
     assert (await client.chat.completions.create(model="pair", messages=SAY, max_tokens=1)).system_fingerprint is None
-    stream = await client.chat.completions.create(
-        model="solo", messages=SAY, max_tokens=480, temperature=0, stream=True, extra_body={"ignore_eos": True}
-    )
-    await anext(stream)
+    reading = await in_mid_stream(client, pid)
     waiting = asyncio.create_task(client.chat.completions.create(model="pair", messages=SAY, max_tokens=3))
     await asyncio.sleep(0)
     killed_s = time.monotonic()
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(openai.APIError) as caught:  # it was cut in mid-stream: said so, not hung
-        async for _ in stream:
-            pass
+        await reading
     assert caught.value.code == "upstream_error"
     assert time.monotonic() - killed_s < AT_ONCE_S
     await waiting  # whoever answered
