@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.store import days
 from gateway.store.days import COLUMNS, DAY_S, day_of, name_of
 from gateway.store.engine import Database, dialect_of, postgres_engine, sqlite_engine
-from gateway.store.rollups import BUCKET, FEW_KINDS, HOUR_S, MANY_KINDS, SPLIT, USED, Kind
-from gateway.store.tables import usage_by_day, usage_by_hour, usage_of_each, usage_totals
+from gateway.store.rollups import BUCKET, FEW_KINDS, HOUR_S, MANY_KINDS, SPLIT, USED, WEEK_S, Kind
+from gateway.store.tables import usage_by_day, usage_by_hour, usage_of_each_day, usage_of_each_week, usage_totals
 
 DAYS = 90
 _COUNTS = USED[:5]
@@ -82,7 +82,7 @@ async def fill(url: str, books: Books) -> None:
 
 
 async def _fill(conn: AsyncConnection, books: Books) -> None:
-    indexes = [index for table in (usage_by_hour, usage_by_day, usage_of_each) for index in table.indexes]
+    indexes = [index for table in (usage_by_hour, usage_by_day, usage_of_each_day, usage_of_each_week) for index in table.indexes]
     for index in indexes:
         await conn.run_sync(lambda c, index=index: index.drop(c))  # type: ignore[misc]  # a default argument binds the loop's value
     for number in range(DAYS):
@@ -91,6 +91,7 @@ async def _fill(conn: AsyncConnection, books: Books) -> None:
     for kind in MANY_KINDS:
         await conn.execute(text(_of_each(kind)))
         await conn.commit()
+    await conn.execute(text(_OF_WEEKS))
     for index in indexes:
         await conn.run_sync(lambda c, index=index: index.create(c))  # type: ignore[misc]  # the same
     await conn.commit()
@@ -193,11 +194,18 @@ def _totals(kind: Kind, step_s: int, sqlite: bool) -> str:
 
 def _of_each(kind: Kind) -> str:
     scope, name = (part[0] if part else "''" for part in (kind.scope, kind.group))
-    chosen = f"SELECT {scope} AS scope, {name} AS name, at, team_id, {', '.join(USED)} FROM usage_by_day"
+    chosen = f"SELECT {scope} AS scope, at, {name} AS name, team_id, {', '.join(USED)} FROM usage_by_day"
     return (
-        f"INSERT INTO {usage_of_each.name} SELECT '{kind.name}', scope, name, at, team_id, {_SUMS} "
-        f"FROM ({chosen}) AS chosen GROUP BY scope, name, at, team_id ORDER BY scope, name, at, team_id"
+        f"INSERT INTO {usage_of_each_day.name} SELECT '{kind.name}', scope, at, name, team_id, {_SUMS} "
+        f"FROM ({chosen}) AS chosen GROUP BY scope, at, name, team_id ORDER BY scope, at, name, team_id"
     )
+
+
+_WEEK = f"at / {WEEK_S} * {WEEK_S}"
+_OF_WEEKS = (
+    f"INSERT INTO {usage_of_each_week.name} SELECT kind, scope, name, {_WEEK}, team_id, {_SUMS} FROM {usage_of_each_day.name} "
+    f"GROUP BY kind, scope, name, {_WEEK}, team_id ORDER BY kind, scope, name, {_WEEK}, team_id"
+)
 
 
 def _joined(columns: Iterable[str], sqlite: bool) -> str:

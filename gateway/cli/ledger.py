@@ -75,7 +75,7 @@ async def settle_ledger(ctx: Context) -> None:
 
 async def _verify(ctx: Context) -> dict[str, Any]:
     from gateway.keeper.segments import verify_segments
-    from gateway.store.verify import days_to_verify, verify_day
+    from gateway.store.verify import days_to_verify, verify_day, verify_weeks
 
     found = await verify_segments(ctx.db, ctx.settings.run_dir / "ledger")
     days, faults = await days_to_verify(ctx.db)
@@ -87,6 +87,8 @@ async def _verify(ctx: Context) -> dict[str, Any]:
             faults += [fault for fault in of_day.faults if fault not in faults]
             rows, more = rows + of_day.rows, more + of_day.more
             done()
+    of_weeks = await verify_weeks(ctx.db, days)
+    faults, more = faults + of_weeks.faults, more + of_weeks.more
     return {"days": len(days), "rows": rows, "segments": found.checked, "elsewhere": found.elsewhere, "more": more, "faults": faults}
 
 

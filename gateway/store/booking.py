@@ -21,9 +21,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store import days
 from gateway.store.days import COLUMNS, DAY_S, day_table
-from gateway.store.rollups import USED, as_values, fold
+from gateway.store.rollups import USED, as_values, fold, weeks_of
 from gateway.store.rows import Columns, digest, normal, repeated
-from gateway.store.tables import usage_by_day, usage_by_hour, usage_of_each, usage_totals
+from gateway.store.tables import usage_by_day, usage_by_hour, usage_of_each_day, usage_of_each_week, usage_totals
 
 _REQUEST_ID, _STARTED_AT = COLUMNS.index("request_id"), COLUMNS.index("started_at")
 _VALUES_AT_ONCE = 900  # in one statement; any SQLite takes 999
@@ -61,7 +61,8 @@ async def insert_columns(conn: AsyncConnection, columns: Columns, segment: str, 
         (usage_by_hour, folded.hours),
         (usage_by_day, folded.days),
         (usage_totals, folded.totals),
-        (usage_of_each, folded.of_each),
+        (usage_of_each_day, folded.of_each),
+        (usage_of_each_week, weeks_of(folded.of_each)),
     ):
         await _insert(conn, table, as_values(cells), {}, _adding_up(table))
     return len(new[0])

@@ -3,7 +3,8 @@
 `usage_by_hour` and `usage_by_day` keep every combination there was (a *bucket*); reports of one key or one user read those.
 All others read sums that are kept ready: a *kind* is what is added up (`group`) within what
 (`scope`), for instance the endings of one model's requests. Groups that have few names are summed by hour and by day (`usage_totals`),
-keys and users by day (`usage_of_each`, each day of theirs apart by team), because there may be as many of them as there are rows.
+keys and users by day (`usage_of_each_day`, each day of theirs apart by team), because there may be as many of them as there are rows;
+and by week (`usage_of_each_week`), because a page of fifty names would read their days by the thousand.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from gateway.store.rows import Columns, repeated
 from gateway.store.tables import usage_by_hour, usage_totals
 
 HOUR_S = 3600
+WEEK_S = 7 * DAY_S
 BUCKET = tuple(usage_by_hour.primary_key.columns.keys())
 USED = tuple(usage_totals.c.keys())[len(usage_totals.primary_key) :]
 SPLIT = 1_000_000  # pusd in 1e-6 USD
@@ -150,8 +152,16 @@ def derived(hours: Cells) -> Folded:
     of_each: Cells = {}
     for kind in MANY_KINDS:
         for (at, scope, name, team_id), cell in _of_kind(kind, BUCKET, days, "team_id"):
-            of_each[kind.name, scope, name, at, team_id] = cell
+            of_each[kind.name, scope, at, name, team_id] = cell
     return Folded(hours, days, totals, of_each)
+
+
+def weeks_of(of_each: Cells) -> Cells:
+    """The sums of keys and users by week, from those by day."""
+    weeks: Cells = {}
+    for (kind, scope, at, name, team_id), cell in of_each.items():
+        _add(weeks, (kind, scope, name, at // WEEK_S * WEEK_S, team_id), cell)
+    return weeks
 
 
 def _to_days(hours: Cells) -> Cells:

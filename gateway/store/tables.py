@@ -279,7 +279,14 @@ def _bucket() -> list[Column[Any]]:
 # The longest names that there are fill 2,200 of the 2,700 bytes that an entry of an index may have.
 _OF_DAY = [column.name for column in (*_bucket(), *_used())]
 
-usage_by_hour = Table("usage_by_hour", metadata, *_bucket(), *_used(), Index(None, "key_id", "at"), Index(None, "user_id", "at"))
+# The hours of fifty keys or users are on as many pages as they are rows: their indexes have what such reports read of them.
+usage_by_hour = Table(
+    "usage_by_hour",
+    metadata,
+    *_bucket(),
+    *_used(),
+    *(Index(f"ix_usage_by_hour_{who}", who, "at", "model", "team_id", *_USED) for who in ("key_id", "user_id")),
+)
 usage_by_day = Table(
     "usage_by_day",
     metadata,
@@ -301,19 +308,28 @@ usage_totals = Table(
     sqlite_with_rowid=False,
 )
 
-# Sums by what there are many of (keys, users), day by day; a name's days stand side by side.
-usage_of_each = Table(
-    "usage_of_each",
-    metadata,
-    Column("kind", Text, primary_key=True),
-    Column("scope", Text, primary_key=True),
-    Column("name", Text, primary_key=True),
-    Column("at", BigInteger, primary_key=True, autoincrement=False),
-    Column("team_id", Text, primary_key=True),
-    *_used(),
-    Index(None, "kind", "scope", "team_id", "name", "at"),
-    sqlite_with_rowid=False,
-)
+
+def _of_each(name: str, *order: str) -> Table:
+    """Sums by what there are many of. `order`: in which the rows of a kind and scope stand side by side."""
+    types: dict[str, Any] = {"name": Text, "at": BigInteger}
+    return Table(
+        name,
+        metadata,
+        Column("kind", Text, primary_key=True),
+        Column("scope", Text, primary_key=True),
+        *(Column(one, types[one], primary_key=True, autoincrement=False) for one in order),
+        Column("team_id", Text, primary_key=True),
+        *_used(),
+        sqlite_with_rowid=False,
+    )
+
+
+# Sums of keys and users by day, and by weeks that begin on Thursdays, as 1970 did. A report of many names reads the whole weeks of each,
+# and few days, at its ends.
+usage_of_each_day = _of_each("usage_of_each_day", "at", "name")
+Index(None, *(usage_of_each_day.c[one] for one in ("kind", "scope", "at", "team_id", "name")))
+usage_of_each_week = _of_each("usage_of_each_week", "name", "at")
+Index(None, *(usage_of_each_week.c[one] for one in ("kind", "scope", "team_id", "name", "at")))
 
 ledger_segments = Table(
     "ledger_segments",

@@ -1,8 +1,8 @@
 """Reports: what was used, added up by key, model, user, team, backend, ending, arm, version, day or hour. None reads raw rows.
 
-A report's time is cut into whole days and the hours at its ragged ends. Of one key or one user it is read
-from the buckets (`usage_by_day`, `usage_by_hour`); else from sums that are kept ready (`usage_totals`, `usage_of_each`). See
-gateway.store.rollups.
+A report's time is cut into whole days and the hours at its ragged ends, that of many keys or users into whole weeks, days and hours. Of
+one key or one user it is read from the buckets (`usage_by_day`, `usage_by_hour`); else from sums that are kept ready (`usage_totals`,
+`usage_of_each_day`, `usage_of_each_week`), but for the hours of keys and users. See gateway.store.rollups.
 
 Each form of statement is made once, with parameters for what varies: to make it anew took two fifths of a report's time.
 """
@@ -15,13 +15,27 @@ from datetime import UTC, datetime
 from functools import cache, lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import BigInteger, BindParameter, ColumnElement, Integer, Select, Table, Text, bindparam, cast, func, select, union_all
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    ColumnElement,
+    Integer,
+    Select,
+    Table,
+    Text,
+    bindparam,
+    cast,
+    func,
+    select,
+    union,
+    union_all,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.days import DAY_S
 from gateway.store.pieces import in_pieces
-from gateway.store.rollups import GROUPS, HOUR_S, JOINT, MANY, SPLIT, USED, joined, kind_name
-from gateway.store.tables import usage_by_day, usage_by_hour, usage_of_each, usage_totals
+from gateway.store.rollups import GROUPS, HOUR_S, JOINT, MANY, SPLIT, USED, WEEK_S, joined, kind_name
+from gateway.store.tables import usage_by_day, usage_by_hour, usage_of_each_day, usage_of_each_week, usage_totals
 
 Spans = list[tuple[int, int]]
 """Times from and to, Unix seconds; the latter excluded."""
@@ -29,10 +43,11 @@ By = Literal["key", "model", "user", "team", "backend", "ending", "arm", "versio
 BYS: tuple[By, ...] = ("key", "model", "user", "team", "day", "hour", "backend", "ending", "arm", "version")
 _PAGE = 1000
 _CHUNK = 500
-_END = 2**62  # no report has an end that late
+_END = 2**62 // WEEK_S * WEEK_S  # no report has an end that late
 _MOST = 2**63 - 1  # what a column of numbers holds
 _LIMIT: BindParameter[int] = bindparam("limit", type_=Integer)
 _NAMES: BindParameter[Any] = bindparam("names", expanding=True)
+_DAYS: BindParameter[Any] = bindparam("days", expanding=True)
 
 
 class UsageLine(NamedTuple):  # one of a thousand costs a quarter of what a frozen dataclass does
@@ -67,36 +82,26 @@ class Wanted:
     team_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """[start, end) in whole hours; [first, last) are the whole days in it, empty if first >= last."""
-
-    start: int
-    end: int
-    first: int
-    last: int
-
-    def hours(self) -> Spans:
-        """The hours that are in no whole day."""
-        if self.first >= self.last:
-            return [(self.start, self.end)]
-        return [(a, b) for a, b in ((self.start, self.first), (self.last, self.end)) if a < b]
-
-    def days(self) -> Spans:
-        return [(self.first, self.last)] if self.first < self.last else []
-
-    def parts(self, by: By) -> tuple[tuple[int, ...], Spans]:
-        """What a report by this is put together from: the steps of the tables, the time to read from each."""
-        if by == "hour":
-            return (HOUR_S,), [(self.start, self.end)]
-        days, hours = self.days(), self.hours()
-        return (DAY_S,) * len(days) + (HOUR_S,) * len(hours), days + hours
-
-
-def _span(wanted: Wanted) -> _Span:
+def _span(wanted: Wanted) -> tuple[int, int]:
+    """Start and end (excluded) in whole hours, Unix seconds."""
     start = int(wanted.since_s // HOUR_S) * HOUR_S
-    end = _END // DAY_S * DAY_S if wanted.until_s is None else -int(-wanted.until_s // HOUR_S) * HOUR_S
-    return _Span(start, end, -(-start // DAY_S) * DAY_S, end // DAY_S * DAY_S)
+    return start, _END if wanted.until_s is None else -int(-wanted.until_s // HOUR_S) * HOUR_S
+
+
+def _parts(span: tuple[int, int], *steps: int) -> tuple[tuple[int, ...], Spans]:
+    """The time cut into whole steps of the first kind and, at its ends, of the next ones; each part's step, and its span."""
+    (start, end), step = span, steps[0]
+    if len(steps) == 1:
+        return (step,) * (start < end), [span] * (start < end)
+    first, last = -(-start // step) * step, end // step * step
+    if first >= last:
+        return _parts(span, *steps[1:])
+    before, after = (_parts(ragged, *steps[1:]) for ragged in ((start, first), (last, end)))
+    return (step, *before[0], *after[0]), [(first, last), *before[1], *after[1]]
+
+
+def _parts_of_few(by: By, span: tuple[int, int]) -> tuple[tuple[int, ...], Spans]:
+    return _parts(span, HOUR_S) if by == "hour" else _parts(span, DAY_S, HOUR_S)
 
 
 async def report(
@@ -109,6 +114,8 @@ async def report(
     if wanted.team_id == "":
         return [], None
     span = _span(wanted)
+    if span[0] >= span[1]:
+        return [], None
     of_buckets = bool(wanted.key_id or wanted.user_id)
     # Sums have the names of versions as text, buckets their numbers.
     place = _decoded(after, number=by in ("day", "hour") or (by == "version" and of_buckets))
@@ -131,10 +138,10 @@ async def whole_report(conn: AsyncConnection, by: By, wanted: Wanted) -> list[Us
     return lines
 
 
-async def _of_few(conn: AsyncConnection, by: By, wanted: Wanted, span: _Span, after: Any, limit: int) -> list[Any]:
+async def _of_few(conn: AsyncConnection, by: By, wanted: Wanted, span: tuple[int, int], after: Any, limit: int) -> list[Any]:
     scope, scope_name = _scope(wanted)
     own = {"model": wanted.model, "team": wanted.team_id}.get(by)  # one line, by the name that is filtered by
-    steps, spans = span.parts(by)
+    steps, spans = _parts_of_few(by, span)
     values = _values(spans, after, limit) | {"scope": scope_name} | ({"own": own} if own else {})
     return await _rows(conn, _few_query(by, scope, bool(own), steps, after is not None), values)
 
@@ -147,11 +154,13 @@ def _few_query(by: By, scope: str, own: bool, steps: tuple[int, ...], after: boo
     if by in ("day", "hour"):
         name = _moment(table.at, by)
     chosen = (table.kind == kind_name(scope, group), table.scope == bindparam("scope"))
-    return _grouped([_part(name, table, number, *chosen, table.step_s == step) for number, step in enumerate(steps)], after)
+    return _grouped(
+        [_part(name, table, *chosen, table.step_s == step, *_within(table.at, number)) for number, step in enumerate(steps)], after
+    )
 
 
-async def _of_buckets(conn: AsyncConnection, by: By, wanted: Wanted, span: _Span, after: Any, limit: int) -> list[Any]:
-    steps, spans = span.parts(by)
+async def _of_buckets(conn: AsyncConnection, by: By, wanted: Wanted, span: tuple[int, int], after: Any, limit: int) -> list[Any]:
+    steps, spans = _parts_of_few(by, span)
     given = _given(wanted)
     return await _rows(conn, _bucket_query(by, tuple(given), steps, after is not None), _values(spans, after, limit) | given)
 
@@ -170,36 +179,53 @@ def _bucket_query(by: By, filters: tuple[str, ...], steps: tuple[int, ...], afte
         else:
             name = columns[GROUPS[by][0]]
         chosen = _filters(table, filters) + ([columns.arm != ""] if by == "arm" else [])
-        parts.append(_part(name, columns, number, *chosen))
+        parts.append(_part(name, columns, *chosen, *_within(columns.at, number)))
     return _grouped(parts, after)
 
 
 async def _of_many(
-    conn: AsyncConnection, by: By, wanted: Wanted, span: _Span, after: Any, limit: int
+    conn: AsyncConnection, by: By, wanted: Wanted, span: tuple[int, int], after: Any, limit: int
 ) -> tuple[list[UsageLine], str | None]:
-    """A page of the ids that are there in the days which the span touches, then what they used in its whole days and its hours."""
-    names = await _names(conn, by, wanted, span, after, limit)
+    """A page of the ids that are there in the weeks or days which the span touches, then what they used in its weeks, days and hours."""
+    cut = _cut(span)
+    names = await _names(conn, by, wanted, span, WEEK_S if cut.weeks else DAY_S, after, limit)
     following = _encoded(names[limit - 1]) if len(names) > limit else None
-    found = {name: [0] * len(USED) for name in names[:limit]}
-    if found:
-        for days in span.days():
-            await _add_days(conn, found, by, wanted, days)
-        for hours in span.hours():
-            await _add_hours(conn, found, by, wanted, hours)
-    return await in_pieces(partial(_line, by), [(name, *used) for name, used in found.items() if used[0]]), following
+    found = await _used_by(conn, by, names[:limit], wanted, cut)
+    return await in_pieces(partial(_line, by), [found[name] for name in names if name in found]), following
 
 
-async def _names(conn: AsyncConnection, by: By, wanted: Wanted, span: _Span, after: Any, limit: int) -> list[str]:
-    """The next keys or users, one more than a page holds: read from an index alone."""
-    touched = span.start // DAY_S * DAY_S, -(-span.end // DAY_S) * DAY_S
-    query = _names_query(by, bool(wanted.model), wanted.team_id is not None, after is not None)
-    return list((await conn.execute(query, _values([touched], after, limit) | _scoped(wanted))).scalars())
+async def _names(conn: AsyncConnection, by: By, wanted: Wanted, span: tuple[int, int], step: int, after: Any, limit: int) -> list[str]:
+    """The next keys or users of the weeks or days that the span touches, one more than a page holds: read from an index alone."""
+    touched = span[0] // step * step, -(-span[1] // step) * step
+    of = by, bool(wanted.model), wanted.team_id is not None, after is not None
+    values = _values([touched], after, limit) | {"scope": wanted.model, "team_id": wanted.team_id}
+    if step == WEEK_S:
+        query = _names_of_weeks(*of)
+    else:
+        days = range(*touched, DAY_S)
+        query = _names_of_days(len(days), *of)
+        values |= {f"day_{number}": day for number, day in enumerate(days)}
+    return list((await conn.execute(query, values)).scalars())
 
 
 @cache
-def _names_query(by: By, of_model: bool, of_team: bool, after: bool) -> Select[Any]:
-    table = usage_of_each.c
-    query = select(table.name).where(*_of_each(by, of_model), *_within(table.at, 0))
+def _names_of_weeks(by: By, of_model: bool, of_team: bool, after: bool) -> Select[Any]:
+    table = usage_of_each_week.c
+    return _some_names(table, by, of_model, of_team, after).where(*_within(table.at, 0))
+
+
+@cache
+def _names_of_days(days: int, by: By, of_model: bool, of_team: bool, after: bool) -> Select[Any]:
+    """As many names of each day as the page has: within a day they stand in their order."""
+    table = usage_of_each_day.c
+    some = _some_names(table, by, of_model, of_team, after)
+    parts = [select(some.where(table.at == bindparam(f"day_{number}")).subquery().c.name) for number in range(days)]
+    names = union(*parts).subquery()
+    return select(names.c.name).order_by(names.c.name).limit(_LIMIT)
+
+
+def _some_names(table: Any, by: By, of_model: bool, of_team: bool, after: bool) -> Select[Any]:
+    query = select(table.name).where(*_of_each(table, by, of_model))
     if of_team:
         query = query.where(table.team_id == bindparam("team_id"))
     if after:
@@ -207,60 +233,74 @@ def _names_query(by: By, of_model: bool, of_team: bool, after: bool) -> Select[A
     return query.distinct().order_by(table.name).limit(_LIMIT)
 
 
-async def _add_days(conn: AsyncConnection, found: dict[str, list[int]], by: By, wanted: Wanted, days: tuple[int, int]) -> None:
-    names, of_team = list(found), wanted.team_id is not None
-    which = {"names": names} if of_team else {"first": names[0], "last": names[-1]}
-    for row in await _rows(conn, _days_query(by, bool(wanted.model), of_team), _times([days]) | which | _scoped(wanted)):
-        found[row[0]] = [int(value) for value in row[1:]]
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A time in whole weeks, the days (their starts) and the hours that are in none."""
+
+    weeks: Spans
+    days: list[int]
+    hours: Spans
+
+
+def _cut(span: tuple[int, int]) -> _Cut:
+    parts = list(zip(*_parts(span, WEEK_S, DAY_S, HOUR_S), strict=True))
+    weeks, days, hours = ([part for of, part in parts if of == step] for step in (WEEK_S, DAY_S, HOUR_S))
+    return _Cut(weeks, [at for part in days for at in range(*part, DAY_S)], hours)
+
+
+async def _used_by(conn: AsyncConnection, by: By, names: Sequence[str], wanted: Wanted, cut: _Cut) -> dict[str, Any]:
+    """What each of these keys or users has used: name and sums. Who used nothing is absent."""
+    given = _given(wanted)
+    query = _many_query(by, tuple(given), len(cut.weeks), bool(cut.days), len(cut.hours))
+    values = _times(cut.weeks + cut.hours) | given | {"scope": wanted.model, "days": cut.days}
+    found: dict[str, Any] = {}
+    for start in range(0, len(names), _CHUNK):
+        found |= {row[0]: row for row in await _rows(conn, query, values | {"names": names[start : start + _CHUNK]})}
+    return found
 
 
 @cache
-def _days_query(by: By, of_model: bool, of_team: bool) -> Select[Any]:
-    table = usage_of_each.c
-    query = select(table.name, *_sums(table)).where(*_of_each(by, of_model), *_within(table.at, 0)).group_by(table.name)
-    if not of_team:
-        return query.where(table.name >= bindparam("first"), table.name <= bindparam("last"))
-    # `+ ""`: SQLite is to read each name's days where they stand side by side, and not one by one through the team's index
-    return query.where(table.name.in_(_NAMES), table.team_id + "" == bindparam("team_id"))
+def _many_query(by: By, filters: tuple[str, ...], weeks: int, days: bool, hours: int) -> Select[Any]:
+    """`filters`: model, team_id. `weeks`, `hours`: how many spans of them."""
+    parts = []
+    for table, at in [(usage_of_each_week.c, _within(usage_of_each_week.c.at, number)) for number in range(weeks)] + [
+        (usage_of_each_day.c, [usage_of_each_day.c.at.in_(_DAYS)])
+    ] * days:
+        chosen = _of_each(table, by, "model" in filters)
+        if "team_id" in filters:
+            # `+ ""`: SQLite is to read these names where they stand side by side, and not one by one through the team's index
+            chosen.append(table.team_id + "" == bindparam("team_id"))
+        parts.append(_part(table.name, table, *chosen, *at, table.name.in_(_NAMES)))
+    columns = usage_by_hour.c
+    name = columns[GROUPS[by][0]]
+    for number in range(weeks, weeks + hours):
+        chosen = _filters(usage_by_hour, filters)
+        parts.append(_part(name, columns, *chosen, *_within(columns.at, number), name.in_(_NAMES)))
+    return _summed(parts)
 
 
-def _of_each(by: By, of_model: bool) -> list[ColumnElement[bool]]:
+def _of_each(table: Any, by: By, of_model: bool) -> list[ColumnElement[bool]]:
     """The rows of one kind."""
-    table = usage_of_each.c
     return [table.kind == kind_name("model" if of_model else "", by), table.scope == bindparam("scope")]
 
 
-def _scoped(wanted: Wanted) -> dict[str, str]:
-    return {"scope": wanted.model} | ({} if wanted.team_id is None else {"team_id": wanted.team_id})
-
-
-async def _add_hours(conn: AsyncConnection, found: dict[str, list[int]], by: By, wanted: Wanted, hours: tuple[int, int]) -> None:
-    names, given = list(found), _given(wanted)
-    query = _hours_query(by, tuple(given))
-    for start in range(0, len(names), _CHUNK):
-        for row in await _rows(conn, query, _times([hours]) | given | {"names": names[start : start + _CHUNK]}):
-            found[row[0]] = [have + int(more) for have, more in zip(found[row[0]], row[1:], strict=True)]
-
-
-@cache
-def _hours_query(by: By, filters: tuple[str, ...]) -> Select[Any]:
-    columns = usage_by_hour.c
-    who = columns[GROUPS[by][0]]
-    # `+ ""`: PostgreSQL is to read the hours of these alone, and not to look for the model among those of everybody
-    chosen = [columns[name] + "" == bindparam(name) for name in filters]
-    return select(who, *_sums(columns)).where(who.in_(_NAMES), *_within(columns.at, 0), *chosen).group_by(who)
-
-
-def _part(name: ColumnElement[Any], columns: Any, number: int, *chosen: ColumnElement[bool]) -> Select[Any]:
-    """What is read from one table, of the span of this number."""
-    return select(name.label("name"), *(columns[used] for used in USED)).where(*chosen, *_within(columns.at, number))
+def _part(name: ColumnElement[Any], columns: Any, *chosen: ColumnElement[bool]) -> Select[Any]:
+    """What is read from one table."""
+    return select(name.label("name"), *(columns[used] for used in USED)).where(*chosen)
 
 
 def _grouped(parts: Sequence[Select[Any]], after: bool) -> Select[Any]:
+    """A page of the lines of all parts together."""
+    query = _summed(parts)
+    name = query.selected_columns.name
+    query = query.order_by(name).limit(_LIMIT)
+    return query.where(name > bindparam("after")) if after else query
+
+
+def _summed(parts: Sequence[Select[Any]]) -> Select[Any]:
     """The lines of all parts together."""
     inner = (union_all(*parts) if len(parts) > 1 else parts[0]).subquery()
-    query = select(inner.c.name, *_sums(inner.c)).group_by(inner.c.name).order_by(inner.c.name).limit(_LIMIT)
-    return query.where(inner.c.name > bindparam("after")) if after else query
+    return select(inner.c.name, *_sums(inner.c)).group_by(inner.c.name)
 
 
 async def _rows(conn: AsyncConnection, query: Select[Any], values: Mapping[str, Any]) -> list[Any]:
@@ -373,22 +413,21 @@ async def used_since(conn: AsyncConnection, of: Literal["key", "user", "team", "
     found: dict[str, Used] = {}
     for since_s in set(windows.values()):
         ids = [one for one, start_s in windows.items() if start_s == since_s]
-        for start in range(0, len(ids), _CHUNK):
-            rows: Iterable[Any] = (await conn.execute(_used_query(of, ids[start : start + _CHUNK], int(since_s)))).all()
-            for row in rows:
-                found[row[0]] = Used(_cost(row), int(row[2]) + int(row[3]))
+        day = int(since_s) // DAY_S * DAY_S
+        if of in MANY:
+            rows: Iterable[Any] = (await _used_by(conn, of, ids, Wanted(), _cut((day, _END)))).values()
+        else:
+            query = _used_query(of)
+            chunks = (ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK))
+            rows = [row for chunk in chunks for row in await _rows(conn, query, {"names": chunk, "day": day})]
+        for row in rows:
+            found[row[0]] = Used(_cost(row), int(row[2]) + int(row[3]))
     return found
 
 
-def _used_query(of: str, ids: Sequence[str], since_s: int) -> Any:
-    who: ColumnElement[Any]
-    if of in MANY:
-        each = usage_of_each.c
-        who, at, columns = each.name, each.at, each
-        chosen: Iterable[ColumnElement[bool]] = (each.kind == kind_name("", of), each.scope == "")
-    else:
-        totals = usage_totals.c
-        who, at, columns = totals.scope, totals.at, totals
-        chosen = (totals.step_s == DAY_S, totals.kind == kind_name(of, "all"))
-    query: Any = select(who, *_sums(columns))
-    return query.where(*chosen, who.in_(ids), at >= since_s // DAY_S * DAY_S).group_by(who)
+@cache
+def _used_query(of: str) -> Select[Any]:
+    """What teams or models used."""
+    totals = usage_totals.c
+    chosen = (totals.step_s == DAY_S, totals.kind == kind_name(of, "all"), totals.scope.in_(_NAMES), totals.at >= bindparam("day"))
+    return select(totals.scope, *_sums(totals)).where(*chosen).group_by(totals.scope)

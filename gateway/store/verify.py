@@ -15,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.days import COLUMNS, DAY_S, date_of, day_of, day_table, existing, kept_from
 from gateway.store.engine import Database
-from gateway.store.rollups import BUCKET, JOINT, SPLIT, Cells, derived, hours_of
+from gateway.store.rollups import BUCKET, JOINT, SPLIT, WEEK_S, Cells, derived, hours_of, weeks_of
 from gateway.store.rows import Columns, digest, recomputed_pusd
-from gateway.store.tables import usage_by_day, usage_by_hour, usage_of_each, usage_totals
+from gateway.store.tables import usage_by_day, usage_by_hour, usage_of_each_day, usage_of_each_week, usage_totals
 
 MOST_FAULTS = 20
 """Of one day and kind: more are counted, not named."""
@@ -72,7 +72,10 @@ async def verify_day(db: Database, day: int) -> Found:
         async with db.read() as conn:
             await _one_moment(conn)
             hours = await _rows(conn, day, found)
-            stored = [await _stored(conn, table, day) for table in (usage_by_hour, usage_by_day, usage_totals, usage_of_each)]
+            stored = [
+                await _stored(conn, table, day * DAY_S, (day + 1) * DAY_S)
+                for table in (usage_by_hour, usage_by_day, usage_totals, usage_of_each_day)
+            ]
     except DBAPIError:
         async with db.read() as conn:
             if await kept_from(conn) > day:
@@ -83,6 +86,17 @@ async def verify_day(db: Database, day: int) -> Found:
         ("by hour", "by day", "totals", "of each"), (wanted.hours, wanted.days, wanted.totals, wanted.of_each), stored, strict=True
     ):
         _compare(name, should, cells, found)
+    return found
+
+
+async def verify_weeks(db: Database, days: Iterable[int]) -> Found:
+    """The sums by week of the weeks that these days are in, against those by day. Raises `StoreUnavailable`."""
+    found = Found()
+    for start in sorted({day * DAY_S // WEEK_S * WEEK_S for day in days}):
+        async with db.read() as conn:
+            await _one_moment(conn)
+            by_day, by_week = [await _stored(conn, table, start, start + WEEK_S) for table in (usage_of_each_day, usage_of_each_week)]
+        _compare(_BY_WEEK, weeks_of(by_day), by_week, found)
     return found
 
 
@@ -150,8 +164,8 @@ def _check_row(row: list[Any], kept: bytes, day: int, found: Found) -> None:
             found.add("row", request_id, f"The row of {request_id} ({date_of(day)}) costs {row[_COST]} pusd; by its price it is {cost}.")
 
 
-async def _stored(conn: AsyncConnection, table: Table, day: int) -> Cells:
-    query = select(*table.c).where(table.c.at >= day * DAY_S, table.c.at < (day + 1) * DAY_S)
+async def _stored(conn: AsyncConnection, table: Table, start: int, end: int) -> Cells:
+    query = select(*table.c).where(table.c.at >= start, table.c.at < end)
     cells: Cells = {}
     width = len(table.primary_key)
     for row in (await conn.execute(query)).all():
@@ -165,17 +179,19 @@ def _compare(name: str, should: Mapping[Any, list[int]], stored: Mapping[Any, li
         expected, there = should.get(key), stored.get(key)
         if expected != there:
             where = f"{name}: {_told(name, key)}"
-            found.add("rollup", where, f"Roll-up {where}: {_figures(there)}; its rows make {_figures(expected)}.")
+            made_of = "days" if name == _BY_WEEK else "rows"
+            found.add("rollup", where, f"Roll-up {where}: {_figures(there)}; its {made_of} make {_figures(expected)}.")
 
 
 def _told(name: str, key: Iterable[Any]) -> str:
     """A bucket in words: what is empty is left out."""
-    names = {"by hour": BUCKET, "by day": BUCKET, "totals": ("step", "kind", "scope", "at", "name"), "of each": _OF_EACH}[name]
-    told = {part: moment(value) if part == "at" else str(value).replace(JOINT, "/") for part, value in zip(names, key, strict=True)}
+    names = {"by hour": BUCKET, "by day": BUCKET, "totals": ("step", "kind", "scope", "at", "name"), "of each": _OF_DAY, _BY_WEEK: _OF_WEEK}
+    told = {part: moment(value) if part == "at" else str(value).replace(JOINT, "/") for part, value in zip(names[name], key, strict=True)}
     return ", ".join(f"{part} {value}" for part, value in told.items() if value not in ("", "0"))
 
 
-_OF_EACH = tuple(usage_of_each.primary_key.columns.keys())
+_OF_DAY, _OF_WEEK = (tuple(table.primary_key.columns.keys()) for table in (usage_of_each_day, usage_of_each_week))
+_BY_WEEK = "of each, by week"
 
 
 def moment(at_s: int) -> str:

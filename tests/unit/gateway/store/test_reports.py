@@ -19,7 +19,7 @@ DAY_S = 86_400.0
 MIDNIGHT = NOON - 12 * 3600
 
 
-def rows_at_random(many: int, seed: int = 3) -> list[dict[str, Any]]:
+def rows_at_random(many: int, seed: int = 3, days: int = 6) -> list[dict[str, Any]]:
     rng = random.Random(seed)
     found = []
     for number in range(many):
@@ -28,7 +28,7 @@ def rows_at_random(many: int, seed: int = 3) -> list[dict[str, Any]]:
         found.append(
             row(
                 number,
-                started_at=MIDNIGHT + rng.uniform(0, 6) * DAY_S,
+                started_at=MIDNIGHT + rng.uniform(0, days) * DAY_S,
                 user_id=f"u{user}",
                 key_id=rng.choice([f"k{user}", f"k{user}x", None]),
                 team_id=rng.choice(["t1", "t2"]) if user == 1 else (None if user == 2 else f"t{user % 3}"),  # one moved, one is of none
@@ -93,6 +93,10 @@ SPANS = (
     (MIDNIGHT + 0.5 * DAY_S, MIDNIGHT + 3.3 * DAY_S),
     (MIDNIGHT + 2.2 * DAY_S, MIDNIGHT + 2.6 * DAY_S),
     (MIDNIGHT + 1.9 * DAY_S, MIDNIGHT + 2.1 * DAY_S),
+    (MIDNIGHT + 4 * DAY_S, MIDNIGHT + 11 * DAY_S),  # a week, as they are counted: from Thursday to Thursday
+    (MIDNIGHT + 3.5 * DAY_S, MIDNIGHT + 18 * DAY_S),
+    (MIDNIGHT + 0.3 * DAY_S, MIDNIGHT + 20.2 * DAY_S),
+    (MIDNIGHT + 4.1 * DAY_S, MIDNIGHT + 17.9 * DAY_S),
 )
 FILTERS: tuple[dict[str, str], ...] = (
     {},
@@ -108,7 +112,7 @@ FILTERS: tuple[dict[str, str], ...] = (
 
 @pytest.mark.parametrize("chosen", FILTERS, ids=lambda chosen: "+".join(chosen) or "all")
 async def test_reports_equal_a_recount(db: Database, chosen: dict[str, str]) -> None:
-    rows = rows_at_random(1500)
+    rows = rows_at_random(1500, days=21)
     async with db.write() as conn:
         await booking.insert_usage(conn, rows[:900], "a.seg", 1)
         await booking.insert_usage(conn, rows[800:], "a.seg", 2)

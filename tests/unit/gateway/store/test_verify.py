@@ -16,9 +16,10 @@ from gateway.metering.record import UsageRecord
 from gateway.store import booking, days, requests, usage
 from gateway.store.days import DAY_S, day_of, name_of
 from gateway.store.engine import Database
+from gateway.store.rollups import WEEK_S
 from gateway.store.rows import recomputed_pusd
 from gateway.store.usage import Wanted
-from gateway.store.verify import MOST_FAULTS, Fault, days_to_verify, verify_day
+from gateway.store.verify import MOST_FAULTS, Fault, days_to_verify, verify_day, verify_weeks
 
 from .test_reports import rows_at_random
 from .test_usage import NOON, row
@@ -37,7 +38,7 @@ async def faults_of(db: Database) -> list[Fault]:
     there, found = await days_to_verify(db)
     for day in there:
         found += (await verify_day(db, day)).faults
-    return found
+    return found + (await verify_weeks(db, there)).faults
 
 
 async def change(db: Database, statement: str) -> None:
@@ -86,14 +87,15 @@ async def test_a_removed_row_shows_in_the_roll_ups(books: Database) -> None:
     assert any(fault.where.startswith("by hour: at 2026-03-01T12, user_id u1, key_id k1") for fault in found)
 
 
-@pytest.mark.parametrize("table", ["usage_by_hour", "usage_by_day", "usage_totals", "usage_of_each"])
+@pytest.mark.parametrize("table", ["usage_by_hour", "usage_by_day", "usage_totals", "usage_of_each_day", "usage_of_each_week"])
 @pytest.mark.parametrize("figure", ["requests = requests + 1", "cached_tokens = cached_tokens + 1", "cost_rest_pusd = cost_rest_pusd - 1"])
 async def test_a_roll_up_that_disagrees_is_named(books: Database, table: str, figure: str) -> None:
-    at = int(NOON // DAY_S * DAY_S)
-    await change(books, f"UPDATE {table} SET {figure} WHERE at >= {at} AND at < {at + DAY_S:.0f}")
+    step_s = WEEK_S if table == "usage_of_each_week" else DAY_S
+    at = int(NOON // step_s * step_s)
+    await change(books, f"UPDATE {table} SET {figure} WHERE at >= {at} AND at < {at + step_s}")
     found = await faults_of(books)
     assert {fault.kind for fault in found} == {"rollup"}
-    assert len(found) <= MOST_FAULTS
+    assert len(found) <= (2 if table == "usage_of_each_day" else 1) * MOST_FAULTS, "its weeks disagree with changed days, too"
 
 
 async def test_a_bucket_of_nothing_is_named(books: Database) -> None:
@@ -101,8 +103,8 @@ async def test_a_bucket_of_nothing_is_named(books: Database) -> None:
     await change(books, f"DELETE FROM usage_totals WHERE kind = '/all' AND step_s = 86400 AND at = {at}")
     (fault,) = await faults_of(books)
     assert "nothing" in fault.message
-    await change(books, f"INSERT INTO usage_of_each VALUES ('/key', '', 'ghost', {at}, '', 1, 1, 1, 0, 0, 0, 0)")
-    assert len(await faults_of(books)) == 2
+    await change(books, f"INSERT INTO usage_of_each_day VALUES ('/key', '', {at}, 'ghost', '', 1, 1, 1, 0, 0, 0, 0)")
+    assert len(await faults_of(books)) == 3, "it is in no week either"
 
 
 async def test_a_cost_that_is_not_its_prices_is_named(db: Database) -> None:
