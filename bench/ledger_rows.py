@@ -88,10 +88,11 @@ async def _fill(conn: AsyncConnection, books: Books) -> None:
     for number in range(DAYS):
         await _fill_day(conn, books, number)
         await conn.commit()
+    sqlite = conn.dialect.name == "sqlite"
     for kind in MANY_KINDS:
-        await conn.execute(text(_of_each(kind)))
+        await conn.execute(text(_of_each(kind, sqlite)))
         await conn.commit()
-    await conn.execute(text(_OF_WEEKS))
+    await conn.execute(text(_of_weeks(sqlite)))
     for index in indexes:
         await conn.run_sync(lambda c, index=index: index.create(c))  # type: ignore[misc]  # the same
     await conn.commit()
@@ -192,20 +193,28 @@ def _totals(kind: Kind, step_s: int, sqlite: bool) -> str:
     )
 
 
-def _of_each(kind: Kind) -> str:
+def _as_they_come(sqlite: bool) -> str:
+    """SQL: the order in which rows of keys and users are stored. PostgreSQL leaves them as they came: period by period, and within one
+    each name when it was first used. SQLite keeps them in the order of the primary key.
+    """
+    return "" if sqlite else "ORDER BY at, md5(name)"
+
+
+def _of_each(kind: Kind, sqlite: bool) -> str:
     scope, name = (part[0] if part else "''" for part in (kind.scope, kind.group))
     chosen = f"SELECT {scope} AS scope, at, {name} AS name, team_id, {', '.join(USED)} FROM usage_by_day"
     return (
         f"INSERT INTO {usage_of_each_day.name} SELECT '{kind.name}', scope, at, name, team_id, {_SUMS} "
-        f"FROM ({chosen}) AS chosen GROUP BY scope, at, name, team_id ORDER BY scope, at, name, team_id"
+        f"FROM ({chosen}) AS chosen GROUP BY scope, at, name, team_id {_as_they_come(sqlite)}"
     )
 
 
-_WEEK = f"at / {WEEK_S} * {WEEK_S}"
-_OF_WEEKS = (
-    f"INSERT INTO {usage_of_each_week.name} SELECT kind, scope, name, {_WEEK}, team_id, {_SUMS} FROM {usage_of_each_day.name} "
-    f"GROUP BY kind, scope, name, {_WEEK}, team_id ORDER BY kind, scope, name, {_WEEK}, team_id"
-)
+def _of_weeks(sqlite: bool) -> str:
+    chosen = f"SELECT kind, scope, name, at / {WEEK_S} * {WEEK_S} AS at, team_id, {', '.join(USED)} FROM {usage_of_each_day.name}"
+    return (
+        f"INSERT INTO {usage_of_each_week.name} SELECT kind, scope, name, at, team_id, {_SUMS} "
+        f"FROM ({chosen}) AS chosen GROUP BY kind, scope, name, at, team_id {_as_they_come(sqlite)}"
+    )
 
 
 def _joined(columns: Iterable[str], sqlite: bool) -> str:

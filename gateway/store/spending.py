@@ -18,7 +18,7 @@ from gateway.limits.budget import counts_from, window_start
 from gateway.store import days
 from gateway.store.days import DAY_S, day_of, day_table
 from gateway.store.rollups import HOUR_S, SPLIT, kind_name
-from gateway.store.tables import api_keys, usage_by_hour, usage_totals
+from gateway.store.tables import api_keys, day_of_hour, usage_by_hour, usage_totals
 from gateway.store.usage import used_since
 
 Spent = tuple[int, int]
@@ -135,6 +135,15 @@ def _of_hours(kind: Of, since: Mapping[str, float], hours: Mapping[str, int]) ->
     else:
         sums = usage_totals.c
         who, chosen = sums.scope, [sums.step_s == HOUR_S, sums.kind == kind_name(kind, "all")]
-    theirs = (and_(who == name, sums.at >= hours[name], sums.at < (day_of(at_s) + 1) * DAY_S) for name, at_s in since.items())
+
+    def theirs(name: str, at_s: float) -> ColumnElement[bool]:
+        day = day_of(at_s)
+        found_by = [day_of_hour() == day] if sums is usage_by_hour.c else []
+        return and_(*found_by, who == name, sums.at >= hours[name], sums.at < (day + 1) * DAY_S)
+
     used = (sums.cost_microusd, sums.cost_rest_pusd, sums.prompt_tokens, sums.completion_tokens)
-    return select(who, *(func.sum(column) for column in used)).where(*chosen, or_(*theirs)).group_by(who)
+    return (
+        select(who, *(func.sum(column) for column in used))
+        .where(*chosen, or_(*(theirs(name, at_s) for name, at_s in since.items())))
+        .group_by(who)
+    )

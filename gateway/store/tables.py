@@ -12,15 +12,18 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    ColumnElement,
     Double,
     ForeignKey,
     Index,
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     Table,
     Text,
     false,
+    literal_column,
 )
 
 from gateway.store.columns import JsonText, Serial, Strings, Time
@@ -275,25 +278,22 @@ def _bucket() -> list[Column[Any]]:
     ]
 
 
-# PostgreSQL stores rows as they come, each day of a user or a key on another page: so their indexes have all that reports read of them.
-# The longest names that there are fill 2,200 of the 2,700 bytes that an entry of an index may have.
-_OF_DAY = [column.name for column in (*_bucket(), *_used())]
+usage_by_hour = Table("usage_by_hour", metadata, *_bucket(), *_used())
+usage_by_day = Table("usage_by_day", metadata, *_bucket(), *_used())
 
-# The hours of fifty keys or users are on as many pages as they are rows: their indexes have what such reports read of them.
-usage_by_hour = Table(
-    "usage_by_hour",
-    metadata,
-    *_bucket(),
-    *_used(),
-    *(Index(f"ix_usage_by_hour_{who}", who, "at", "model", "team_id", *_USED) for who in ("key_id", "user_id")),
-)
-usage_by_day = Table(
-    "usage_by_day",
-    metadata,
-    *_bucket(),
-    *_used(),
-    *(Index(None, who, "at", postgresql_include=[name for name in _OF_DAY if name not in (who, "at")]) for who in ("key_id", "user_id")),
-)
+
+def day_of_hour() -> ColumnElement[int]:
+    """The day that an hour's bucket is of, counted from 1970-01-01: hours of keys and users are found by it."""
+    return usage_by_hour.c.at.op("/")(literal_column("86400", BigInteger))
+
+
+# Rows are stored as they come, each day of a user or a key on another page, and each hour of fifty: so the indexes have what reports read
+# of them. Those of hours are in the order of days, for reports of many names. The longest names that there are fill 2,200 of the 2,700
+# bytes that an entry of an index may have in PostgreSQL.
+for _who in ("key_id", "user_id"):
+    _rest = [column for column in usage_by_day.c if column.name not in (_who, "at")]
+    Index(f"ix_usage_by_day_{_who}", usage_by_day.c[_who], usage_by_day.c.at, *_rest)
+    Index(f"ix_usage_by_hour_{_who}", day_of_hour(), *(usage_by_hour.c[name] for name in (_who, "at", "model", "team_id", *_USED)))
 
 # Sums by what there are few of (models, teams, backends ...), hour by hour and day by day.
 usage_totals = Table(
@@ -310,16 +310,19 @@ usage_totals = Table(
 
 
 def _of_each(name: str, *order: str) -> Table:
-    """Sums by what there are many of. `order`: in which the rows of a kind and scope stand side by side."""
+    """Sums by what there are many of. `order`: in which the rows of a kind and scope stand side by side; with PostgreSQL, those of the
+    primary key's index, which therefore has the sums as well.
+    """
     types: dict[str, Any] = {"name": Text, "at": BigInteger}
     return Table(
         name,
         metadata,
-        Column("kind", Text, primary_key=True),
-        Column("scope", Text, primary_key=True),
-        *(Column(one, types[one], primary_key=True, autoincrement=False) for one in order),
-        Column("team_id", Text, primary_key=True),
+        Column("kind", Text, nullable=False),
+        Column("scope", Text, nullable=False),
+        *(Column(one, types[one], autoincrement=False, nullable=False) for one in order),
+        Column("team_id", Text, nullable=False),
         *_used(),
+        PrimaryKeyConstraint("kind", "scope", *order, "team_id", postgresql_include=_USED),
         sqlite_with_rowid=False,
     )
 

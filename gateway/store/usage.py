@@ -35,7 +35,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.store.days import DAY_S
 from gateway.store.pieces import in_pieces
 from gateway.store.rollups import GROUPS, HOUR_S, JOINT, MANY, SPLIT, USED, WEEK_S, joined, kind_name
-from gateway.store.tables import usage_by_day, usage_by_hour, usage_of_each_day, usage_of_each_week, usage_totals
+from gateway.store.tables import day_of_hour, usage_by_day, usage_by_hour, usage_of_each_day, usage_of_each_week, usage_totals
 
 Spans = list[tuple[int, int]]
 """Times from and to, Unix seconds; the latter excluded."""
@@ -48,6 +48,7 @@ _MOST = 2**63 - 1  # what a column of numbers holds
 _LIMIT: BindParameter[int] = bindparam("limit", type_=Integer)
 _NAMES: BindParameter[Any] = bindparam("names", expanding=True)
 _DAYS: BindParameter[Any] = bindparam("days", expanding=True)
+_DAYS_OF_HOURS: BindParameter[Any] = bindparam("days_of_hours", expanding=True)
 
 
 class UsageLine(NamedTuple):  # one of a thousand costs a quarter of what a frozen dataclass does
@@ -162,7 +163,10 @@ def _few_query(by: By, scope: str, own: bool, steps: tuple[int, ...], after: boo
 async def _of_buckets(conn: AsyncConnection, by: By, wanted: Wanted, span: tuple[int, int], after: Any, limit: int) -> list[Any]:
     steps, spans = _parts_of_few(by, span)
     given = _given(wanted)
-    return await _rows(conn, _bucket_query(by, tuple(given), steps, after is not None), _values(spans, after, limit) | given)
+    values = _values(spans, after, limit) | given
+    if by != "hour":
+        values["days_of_hours"] = _days_of([span for step, span in zip(steps, spans, strict=True) if step == HOUR_S])
+    return await _rows(conn, _bucket_query(by, tuple(given), steps, after is not None), values)
 
 
 @cache
@@ -179,8 +183,17 @@ def _bucket_query(by: By, filters: tuple[str, ...], steps: tuple[int, ...], afte
         else:
             name = columns[GROUPS[by][0]]
         chosen = _filters(table, filters) + ([columns.arm != ""] if by == "arm" else [])
+        if step == HOUR_S:
+            chosen.append(day_of_hour().in_(_days_used(filters, number) if by == "hour" else _DAYS_OF_HOURS))
         parts.append(_part(name, columns, *chosen, *_within(columns.at, number)))
     return _grouped(parts, after)
+
+
+def _days_used(filters: tuple[str, ...], number: int) -> Select[Any]:
+    """The days of a span in which there are any of these buckets, counted from 1970-01-01: a span may have no end."""
+    at = usage_by_day.c.at
+    start, end = (bindparam(f"{edge}_{number}", type_=BigInteger) for edge in ("from", "to"))
+    return select(at.op("/")(DAY_S)).where(*_filters(usage_by_day, filters), at > start - DAY_S, at < end)
 
 
 async def _of_many(
@@ -253,10 +266,16 @@ async def _used_by(conn: AsyncConnection, by: By, names: Sequence[str], wanted: 
     given = _given(wanted)
     query = _many_query(by, tuple(given), len(cut.weeks), bool(cut.days), len(cut.hours))
     values = _times(cut.weeks + cut.hours) | given | {"scope": wanted.model, "days": cut.days}
+    values |= {"days_of_hours": _days_of(cut.hours)}
     found: dict[str, Any] = {}
     for start in range(0, len(names), _CHUNK):
         found |= {row[0]: row for row in await _rows(conn, query, values | {"names": names[start : start + _CHUNK]})}
     return found
+
+
+def _days_of(hours: Spans) -> list[int]:
+    """The days in which these spans lie, counted from 1970-01-01."""
+    return sorted({day for start, end in hours for day in range(start // DAY_S, (end - 1) // DAY_S + 1)})
 
 
 @cache
@@ -274,7 +293,7 @@ def _many_query(by: By, filters: tuple[str, ...], weeks: int, days: bool, hours:
     columns = usage_by_hour.c
     name = columns[GROUPS[by][0]]
     for number in range(weeks, weeks + hours):
-        chosen = _filters(usage_by_hour, filters)
+        chosen = [day_of_hour().in_(_DAYS_OF_HOURS), *_filters(usage_by_hour, filters)]
         parts.append(_part(name, columns, *chosen, *_within(columns.at, number), name.in_(_NAMES)))
     return _summed(parts)
 
