@@ -295,43 +295,31 @@ for _who in ("key_id", "user_id"):
     Index(f"ix_usage_by_day_{_who}", usage_by_day.c[_who], usage_by_day.c.at, *_rest)
     Index(f"ix_usage_by_hour_{_who}", day_of_hour(), *(usage_by_hour.c[name] for name in (_who, "at", "model", "team_id", *_USED)))
 
-# Sums by what there are few of (models, teams, backends ...), hour by hour and day by day.
-usage_totals = Table(
-    "usage_totals",
-    metadata,
-    Column("step_s", Integer, primary_key=True, autoincrement=False),  # 3600 or 86400
-    Column("kind", Text, primary_key=True),
-    Column("scope", Text, primary_key=True),
-    Column("at", BigInteger, primary_key=True, autoincrement=False),
-    Column("name", Text, primary_key=True),
-    *_used(),
-    sqlite_with_rowid=False,
-)
 
-
-def _of_each(name: str, *order: str) -> Table:
-    """Sums by what there are many of. `order`: in which the rows of a kind and scope stand side by side; with PostgreSQL, those of the
-    primary key's index, which therefore has the sums as well.
+def _sums(name: str, *key: str) -> Table:
+    """`key`: the primary key, in the order in which its rows stand side by side; with PostgreSQL, those of its index, which therefore has
+    the sums as well.
     """
-    types: dict[str, Any] = {"name": Text, "at": BigInteger}
+    types: dict[str, Any] = {"step_s": Integer, "at": BigInteger}  # step_s: 3600 or 86400
     return Table(
         name,
         metadata,
-        Column("kind", Text, nullable=False),
-        Column("scope", Text, nullable=False),
-        *(Column(one, types[one], autoincrement=False, nullable=False) for one in order),
-        Column("team_id", Text, nullable=False),
+        *(Column(one, types.get(one, Text), autoincrement=False, nullable=False) for one in key),
         *_used(),
-        PrimaryKeyConstraint("kind", "scope", *order, "team_id", postgresql_include=_USED),
+        PrimaryKeyConstraint(*key, postgresql_include=_USED),
         sqlite_with_rowid=False,
     )
 
 
+# Sums by what there are few of (models, teams, backends ...), hour by hour and day by day.
+usage_totals = _sums("usage_totals", "step_s", "kind", "scope", "at", "name")
+
+
 # Sums of keys and users by day, and by weeks that begin on Thursdays, as 1970 did. A report of many names reads the whole weeks of each,
 # and few days, at its ends.
-usage_of_each_day = _of_each("usage_of_each_day", "at", "name")
+usage_of_each_day = _sums("usage_of_each_day", "kind", "scope", "at", "name", "team_id")
 Index(None, *(usage_of_each_day.c[one] for one in ("kind", "scope", "at", "team_id", "name")))
-usage_of_each_week = _of_each("usage_of_each_week", "name", "at")
+usage_of_each_week = _sums("usage_of_each_week", "kind", "scope", "name", "at", "team_id")
 Index(None, *(usage_of_each_week.c[one] for one in ("kind", "scope", "team_id", "name", "at")))
 
 ledger_segments = Table(

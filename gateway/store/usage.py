@@ -281,10 +281,10 @@ def _days_of(hours: Spans) -> list[int]:
 @cache
 def _many_query(by: By, filters: tuple[str, ...], weeks: int, days: bool, hours: int) -> Select[Any]:
     """`filters`: model, team_id. `weeks`, `hours`: how many spans of them."""
-    parts = []
-    for table, at in [(usage_of_each_week.c, _within(usage_of_each_week.c.at, number)) for number in range(weeks)] + [
-        (usage_of_each_day.c, [usage_of_each_day.c.at.in_(_DAYS)])
-    ] * days:
+    parts, of_each = [], [(usage_of_each_week.c, _within(usage_of_each_week.c.at, number)) for number in range(weeks)]
+    if days:
+        of_each.append((usage_of_each_day.c, [usage_of_each_day.c.at.in_(_DAYS)]))
+    for table, at in of_each:
         chosen = _of_each(table, by, "model" in filters)
         if "team_id" in filters:
             # `+ ""`: SQLite is to read these names where they stand side by side, and not one by one through the team's index

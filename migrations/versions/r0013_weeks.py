@@ -1,7 +1,7 @@
 """Sums of keys and users by week, made of those by day: a page of fifty names read their days by the thousand. Those by day get another
 order, each day's names side by side, because only a report's ragged ends are read of them. The indexes by which the hours of a key or a
 user are found are in the order of days, too, and have what such a page reads: each hour was on another page of the table. With SQLite, too,
-those of days have all that is read of a key or a user, as PostgreSQL's have since r0012.
+those of days have all that is read of a key or a user, as PostgreSQL's have since r0012. PostgreSQL's primary keys of sums have the sums.
 
 Weeks begin on Thursdays, as 1970 did, so that a division finds them.
 """
@@ -28,6 +28,11 @@ def upgrade() -> None:
     _sums_of_each("usage_of_each_week", ("name", "at"), f"kind, scope, name, {week}, team_id", sums, ("team_id", "name", "at"))
     _sums_of_each("usage_of_each_day", ("at", "name"), "kind, scope, at, name, team_id", sums, ("at", "team_id", "name"))
     op.drop_table("usage_of_each")
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute(
+            "ALTER TABLE usage_totals DROP CONSTRAINT pk_usage_totals, ADD CONSTRAINT pk_usage_totals "
+            f"PRIMARY KEY (step_s, kind, scope, at, name) INCLUDE ({', '.join(_USED)})"
+        )
     for who in ("key_id", "user_id"):
         for table in ("usage_by_day", "usage_by_hour"):
             op.drop_index(op.f(f"ix_{table}_{who}_at"), table)

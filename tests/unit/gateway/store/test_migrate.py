@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import resource
 import shutil
 import sqlite3
@@ -103,6 +104,9 @@ async def test_indexes_hold_all_that_reports_read_of_keys_and_users(database_url
         for table, columns in ("usage_by_day", [who, "at", *rest]), ("usage_by_hour", [who, "at", "model", "team_id", *USED]):
             (one,) = [text for text in found if f" ix_{table}_{who} " in text]
             assert one.endswith(f"{', '.join(columns)})")
+    if dialect == "postgres":
+        keys = [text for text in found if re.search(" pk_usage_(totals|of_each_day|of_each_week) ", text)]
+        assert [key.partition(" INCLUDE ")[2] for key in keys] == [f"({', '.join(USED)})"] * 3
 
 
 async def test_a_filled_database_survives_an_upgrade(database_url: str, newer: Path, dialect: str) -> None:
