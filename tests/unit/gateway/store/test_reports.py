@@ -156,7 +156,7 @@ async def test_what_is_no_place_is_refused(db: Database, place: str) -> None:
 
 
 async def test_what_counts_against_budgets(db: Database) -> None:
-    rows = rows_at_random(600)
+    rows = rows_at_random(600, days=21)
     async with db.write() as conn:
         await booking.insert_usage(conn, rows, "a.seg", 1)
     start = MIDNIGHT + 2 * DAY_S
