@@ -75,25 +75,24 @@ async def settle_ledger(ctx: Context) -> None:
 
 async def _verify(ctx: Context) -> dict[str, Any]:
     from gateway.keeper.segments import verify_segments
-    from gateway.store.verify import days_to_verify, verify_day, verify_weeks
+    from gateway.store.verify import days_to_verify, verify_day, verify_week, weeks_with
 
     found = await verify_segments(ctx.db, ctx.settings.run_dir / "ledger")
     days, faults = await days_to_verify(ctx.db)
     rows = more = 0
     faults = found.faults + faults
-    with _progress(len(days)) as done:
-        for day in days:
-            of_day = await verify_day(ctx.db, day)
-            faults += [fault for fault in of_day.faults if fault not in faults]
-            rows, more = rows + of_day.rows, more + of_day.more
+    parts = [(verify_day, day) for day in days] + [(verify_week, week) for week in weeks_with(days)]
+    with _progress(len(parts)) as done:
+        for verify_part, which in parts:
+            found_there = await verify_part(ctx.db, which)
+            faults += [fault for fault in found_there.faults if fault not in faults]
+            rows, more = rows + found_there.rows, more + found_there.more
             done()
-    of_weeks = await verify_weeks(ctx.db, days)
-    faults, more = faults + of_weeks.faults, more + of_weeks.more
     return {"days": len(days), "rows": rows, "segments": found.checked, "elsewhere": found.elsewhere, "more": more, "faults": faults}
 
 
 @contextmanager
-def _progress(days: int) -> Iterator[Callable[[], object]]:
+def _progress(parts: int) -> Iterator[Callable[[], object]]:
     """A bar for the person at the terminal; for nobody else."""
     if not sys.stderr.isatty():
         yield lambda: None
@@ -102,7 +101,7 @@ def _progress(days: int) -> Iterator[Callable[[], object]]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("Days", total=days)
+        task = progress.add_task("Days and weeks", total=parts)
         yield lambda: progress.advance(task)
 
 
