@@ -125,6 +125,9 @@ class Gateway:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             self.process.wait()
+            deadline_s = time.monotonic() + 10
+            while self.children("gateway.") and time.monotonic() < deadline_s:  # until then they hold the port and the ledger
+                time.sleep(0.01)
 
     def children(self, pattern: str) -> list[int]:
         """Pids in this gateway's session whose command line holds `pattern`."""
@@ -155,10 +158,17 @@ def gateway(
         made.kill()
 
 
+_SLICE = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+_given: set[int] = set()
+
+
 def free_port() -> int:
     """For a server that is told its port before it binds. It is none that the kernel gives to connections or to port 0: those may take it
-    in between, and again while a server is stopped and started."""
+    in between, and again while a server is stopped and started. Nor one that another of the processes that run tests is given."""
     while True:
-        port = random.randrange(12_000, 32_000)
+        port = random.randrange(12_000 + 2_500 * _SLICE, 14_500 + 2_500 * _SLICE)
+        if port in _given:
+            continue
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            _given.add(port)
             return port

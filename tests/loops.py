@@ -17,7 +17,8 @@ class Loop(asyncio.SelectorEventLoop):
     def close(self) -> None:
         if not self.is_closed():
             for transport in list(self._transports.values()):
-                transport.abort()
+                if transport._loop is not None:  # as of one whose last bytes went out after it had been closed: it can be aborted no more
+                    transport.abort()
             self.call_soon(self.stop)
             self.run_forever()
         super().close()

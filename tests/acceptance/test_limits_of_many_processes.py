@@ -27,7 +27,7 @@ models:
     backends: [{type: echo, chunk_delay_ms: 50}]
 """
 BODY = {"model": "m", "messages": [{"role": "user", "content": "one two"}]}
-SLOW = {"model": "slow", "messages": [{"role": "user", "content": "w " * 200}], "stream": True}
+SLOW = {"model": "slow", "messages": [{"role": "user", "content": "w " * 500}], "stream": True}
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from openai import AsyncOpenAI
 from tests.gateway_process import Gateway, gateway
 from tests.models import pickle_only, tiny_chat, without_weights
 
-BACK_WITHIN_S = 20
+BACK_WITHIN_S = 60  # alone 20 and less; here others use the machine, too
 AT_ONCE_S = 2
 SAY: Any = [{"role": "user", "content": "one two three"}]
 CONFIG = """
@@ -135,14 +135,17 @@ async def test_tokenize_agrees_with_usage(running: Gateway, client: AsyncOpenAI,
 
 async def test_a_client_that_leaves_stops_the_worker(running: Gateway, client: AsyncOpenAI) -> None:
     """The next request is not kept waiting by a generation that nobody reads."""
-    stream = await client.chat.completions.create(
-        model="solo", messages=SAY, max_tokens=450, temperature=0, stream=True, extra_body={"ignore_eos": True}
-    )
-    request_id = stream.response.headers["x-request-id"]
-    await anext(stream)
-    await stream.close()
-    await client.chat.completions.create(model="solo", messages=SAY, max_tokens=1)
-    (row,) = [row for row in _ledger(running) if row["request_id"] == request_id]
+    for _ in range(10):  # a small model may have said all before its client has left
+        stream = await client.chat.completions.create(
+            model="solo", messages=SAY, max_tokens=450, temperature=0, stream=True, extra_body={"ignore_eos": True}
+        )
+        request_id = stream.response.headers["x-request-id"]
+        await anext(stream)
+        await stream.close()
+        await client.chat.completions.create(model="solo", messages=SAY, max_tokens=1)
+        (row,) = [row for row in _ledger(running) if row["request_id"] == request_id]
+        if row["ending"] != "success":
+            break
     assert row["ending"] == "client_gone"
     assert row["completion_tokens"] < 450
 
@@ -164,7 +167,7 @@ async def in_mid_stream(client: AsyncOpenAI, pid: int) -> asyncio.Task[None]:
         )
         os.kill(pid, signal.SIGSTOP)
         reading = asyncio.create_task(read(stream))
-        ended, _ = await asyncio.wait({reading}, timeout=0.5)
+        ended, _ = await asyncio.wait({reading}, timeout=3)
         if not ended:
             return reading
         os.kill(pid, signal.SIGCONT)
@@ -202,12 +205,11 @@ async def test_a_killed_worker_is_passed_over_or_named_and_comes_back(running: G
 
 async def test_the_keeper_may_die_too(running: Gateway, client: AsyncOpenAI) -> None:
     """Its workers end with it; its successor starts them again. The relay never stops."""
-    (keeper,) = running.children("gateway.keeper")
+    (keeper,), (worker,) = running.children("gateway.keeper"), running.children("backends.worker")
     os.kill(keeper, signal.SIGKILL)
     killed_s = time.monotonic()
     assert (await client.chat.completions.create(model="echo", messages=SAY)).system_fingerprint == "echo-echo-1"
-    await asyncio.sleep(0.2)
-    while not running.children("gateway.keeper"):
+    while worker in running.children("backends.worker") or not running.children("gateway.keeper"):
         await asyncio.sleep(0.05)
         assert time.monotonic() < killed_s + BACK_WITHIN_S
     await until_served(client, killed_s)

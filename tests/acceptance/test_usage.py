@@ -24,6 +24,7 @@ from tests.gateway_process import Gateway, gateway
 REQUESTS = 500
 PATIENCE = aiohttp.ClientTimeout(total=60)
 INPUT_USD, OUTPUT_USD = Decimal("1.5") / 1_000_000, Decimal("60") / 1_000_000
+PATIENT = "{connect_s: 10, first_byte_s: 30, idle_s: 30, total_s: 60}"  # nothing here is silent
 CONFIG = """
 models:
   - id: echo
@@ -33,6 +34,8 @@ models:
     prices: {input: "1.5", output: "60"}
     maxOutputTokens: 50
     backends: [{type: echo, delay_ms: 400}]
+  - id: held
+    backends: [{type: echo, delay_ms: 2000}]
   - id: trickle
     backends: [{type: echo, chunk_delay_ms: 100}]
 """
@@ -51,7 +54,7 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with misbehaving_upstream() as upstream, gateway(tmp_path_factory.mktemp("usage"), CONFIG + routes(upstream.url)) as made:
+    with misbehaving_upstream() as upstream, gateway(tmp_path_factory.mktemp("usage"), CONFIG + routes(upstream.url, PATIENT)) as made:
         yield made
 
 
@@ -196,18 +199,18 @@ async def test_requests_per_minute(running: Gateway) -> None:
 async def test_tokens_per_minute(running: Gateway) -> None:
     """Each reserves its prompt and 80 tokens of answer; what is not used comes back when it ends."""
     key = running.key("tpm", "--tpm", "1000")
-    admitted, _ = split(await burst(running, key, 30, chat("slow", max_tokens=80)))
+    admitted, _ = split(await burst(running, key, 30, chat("held", max_tokens=80)))
     assert 8 <= admitted <= 12
-    again, _ = split(await burst(running, key, 30, chat("slow", max_tokens=80)))
+    again, _ = split(await burst(running, key, 30, chat("held", max_tokens=80)))
     assert 8 <= again <= 12
-    (never,) = await burst(running, key, 1, chat("slow", max_tokens=1001))
+    (never,) = await burst(running, key, 1, chat("held", max_tokens=1001))
     assert (never.status, never.headers["x-should-retry"]) == (429, "false")
 
 
 async def test_concurrent_requests(running: Gateway) -> None:
     key = running.key("concurrency", "--concurrency", "3")
     for _ in range(2):
-        admitted, refusals = split(await burst(running, key, 12, chat("slow")))
+        admitted, refusals = split(await burst(running, key, 12, chat("held")))
         assert admitted == 3
         assert all(int(one.headers["retry-after"]) >= 1 for one in refusals)
 

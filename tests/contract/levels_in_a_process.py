@@ -60,9 +60,9 @@ def main() -> None:
     if work == "fill":
         fill(levels, number)
         return
-    admitted, end_s = 0, time.monotonic() + SECONDS
     print("ready", flush=True)
     sys.stdin.readline()
+    admitted, end_s = 0, time.monotonic() + SECONDS
     while time.monotonic() < end_s:
         permit = levels.reserve((number,), 1, 1, time.time())
         if not isinstance(permit, tuple):

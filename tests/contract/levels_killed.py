@@ -142,12 +142,12 @@ def kill_in_python(work: Callable[[], object], after: int) -> None:
 
 def main() -> None:
     form, path, step, stride = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-    signal.alarm(100)  # a process that waits for ever is ended
     levels: Any = FORMS[form](path)
     all_of_them = account(levels, "all", NONE, NOW_S)
     prepare, allowed = STEPS[step]
     kills, alive = 0, True
     while alive:
+        signal.alarm(100)  # a process that waits for ever is ended
         numbers = tuple(account(levels, f"{name}{kills}", EVERYTHING, NOW_S, whose) for whose, name in enumerate("kutm"))
         if step == "sweep":
             hold_and_die(attached_and(reserve, form, path, numbers))

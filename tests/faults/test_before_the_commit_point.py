@@ -17,7 +17,7 @@ from tests.upstream import Script, Seen, Wire, chat_answer, well_behaved
 
 ERROR = {"error": {"message": "it is full", "type": "x", "param": None, "code": None}}
 FULL = {"error": {"message": "slow down", "type": "rate_limit_exceeded", "param": None, "code": "rate_limit_exceeded"}}
-QUICK = Timeouts(0.3, 0.25, 5, 30)
+QUICK, CALM = Timeouts(2, 0.25, 5, 30), Timeouts(2, 10, 5, 30)
 
 CALLS = {
     "chat": ("/v1/chat/completions", CHAT),
@@ -104,7 +104,7 @@ async def _check_failure(stage: Scene, call: str, status: int, code: str, ending
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_one_backend_that_fails(fault: str, call: str) -> None:
     script, status, code, ending = FAULTS[fault]
-    async with scene(script, timeouts=QUICK) as stage:
+    async with scene(script, timeouts=QUICK if fault == "silence" else CALM) as stage:
         await _check_failure(stage, call, status, code, ending)
 
 
@@ -112,7 +112,7 @@ async def test_one_backend_that_fails(fault: str, call: str) -> None:
 @pytest.mark.parametrize("fault", ["reset", "html", "500", "503"])
 async def test_every_operation_fails_alike(fault: str, call: str) -> None:
     script, status, code, ending = FAULTS[fault]
-    async with scene(script, timeouts=QUICK) as stage:
+    async with scene(script, timeouts=CALM) as stage:
         await _check_failure(stage, call, status, code, ending)
 
 
@@ -184,9 +184,9 @@ async def test_a_backend_that_does_not_accept() -> None:
 
 async def test_no_such_host() -> None:
     async with scene("http://no-such-host.invalid/v1") as stage:
-        assert (await stage.chat()).code == "upstream_error"
+        assert (await stage.chat()).code in ("upstream_error", "upstream_connect_timeout"), "a name server may not answer"
     async with scene(f"http://{'a' * 70}.invalid/v1") as stage:
-        assert (await stage.chat()).code == "upstream_error"
+        assert (await stage.chat()).code in ("upstream_error", "upstream_connect_timeout"), "a name server may not answer"
 
 
 @pytest.mark.parametrize("status", [400, 404, 408, 409, 413, 415, 422, 451])

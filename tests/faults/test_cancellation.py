@@ -46,9 +46,9 @@ def _leave(client: Client, how: str) -> float:
     return time.monotonic()
 
 
-async def _told(seen: Seen, left_s: float) -> None:
+async def _told(seen: Seen, left_s: float, within_s: float = PROMPT_S) -> None:
     await asyncio.wait_for(seen.closed.wait(), 5)
-    assert seen.closed_at_s - left_s < PROMPT_S
+    assert seen.closed_at_s - left_s < within_s
 
 
 async def _post(stage: Scene, call: Call) -> Client:
@@ -109,7 +109,7 @@ async def test_a_hundred_at_once() -> None:
         for client in clients:
             client.reset()
         for seen in stage.up.seen:
-            await _told(seen, left_s)
+            await _told(seen, left_s, 1.0)  # the last of them after 99 others
         assert {record.ending for record in await stage.server.ledger.wait(100)} == {"client_gone"}
 
 
@@ -297,5 +297,6 @@ async def test_a_local_worker_stops(worker: Worker, tmp_path: Path, when: str, h
         assert datetime.fromisoformat(line["time"]).timestamp() - left_at < PROMPT_S + 0.05  # one step of the model may be under way
         assert line["steps"] < 16_000
         record = await stage.record()
-        assert (record.ending, record.status) == ("client_gone", 200 if when == "in the stream" else 499)
+        begun = when == "in the stream" or (when == "before the first byte" and record.ttft_ms is not None)  # the worker may be that quick
+        assert (record.ending, record.status) == ("client_gone", 200 if begun else 499)
     assert json.dumps(line).find("create a key") < 0

@@ -19,5 +19,5 @@ PART = ("tests/faults/test_streams.py", "tests/faults/test_before_the_commit_poi
 def test_both_forms_do_the_same() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *PART]
     environment = os.environ | {"GATEWAY_INTERPRETED": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-4000:]

@@ -122,13 +122,13 @@ async def test_the_first_byte_clock_starts_when_the_request_is_sent(tmp_path: Pa
     authority = Authority(tmp_path)
 
     async def slowly(wire: Wire, seen: Seen) -> None:
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(1.2)
         await wire.answer(chat_answer())
 
     async with Upstream(slowly, tls=authority.server_context("backend")) as up:
 
         async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(1.2)
             back_reader, back_writer = await asyncio.open_connection("127.0.0.1", up.port)
             await asyncio.gather(_pump(reader, back_writer), _pump(back_reader, writer))
             relayed.set()
@@ -136,7 +136,7 @@ async def test_the_first_byte_clock_starts_when_the_request_is_sent(tmp_path: Pa
         relayed = asyncio.Event()
         door = await asyncio.start_server(relay, "127.0.0.1", 0)
         url = f"https://127.0.0.1:{door.sockets[0].getsockname()[1]}/v1"
-        async with scene(CustomBackend(url, None, tls=authority.client_context()), timeouts=Timeouts(5, 0.6, 5, 30)) as stage:
+        async with scene(CustomBackend(url, None, tls=authority.client_context()), timeouts=Timeouts(10, 2.0, 5, 30)) as stage:
             answer = await stage.chat()
             assert answer.status == 200
             await stage.pools[0].close()

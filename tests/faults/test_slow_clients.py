@@ -18,6 +18,8 @@ BOUND = 2_000_000
 
 
 async def _paused(stage: Scene) -> edge_module.Edge:
+    while not stage.server.edges:
+        await asyncio.sleep(0)
     edge = next(iter(stage.server.edges))
     while not edge.write_paused:
         await asyncio.sleep(0)
@@ -49,14 +51,14 @@ async def _settled(sent: list[int]) -> int:
 
 async def test_a_flood_is_stopped_at_the_backend_and_goes_on_when_the_client_reads() -> None:
     sent, script = _flood(1500)  # 30 MB
-    async with scene(script, model="m", timeouts=Timeouts(2, 5, 0.2, 30)) as stage:  # type: ignore[arg-type]
+    async with scene(script, model="m", timeouts=Timeouts(2, 5, 1.0, 30)) as stage:  # type: ignore[arg-type]
         client = await stage.connect(receive_buffer=4096)
         client.send(stage.request(CHAT | {"stream": True}))
         edge = await _paused(stage)
         stopped_at = await _settled(sent)
         assert stopped_at < 1500
         assert edge.transport.get_write_buffer_size() < BOUND
-        await asyncio.sleep(0.4)  # longer than the idle clock, which stands still
+        await asyncio.sleep(1.5)  # longer than the idle clock, which stands still
         assert not stage.server.ledger.ended
         answer = await client.answer()
         assert answer.complete

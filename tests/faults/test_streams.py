@@ -105,11 +105,11 @@ async def test_events_wind_the_idle_clock_and_the_total_clock_runs_on() -> None:
             await wire.event(WORD)
             await asyncio.sleep(0.05)
 
-    async with scene(script, timeouts=Timeouts(2, 5, 0.25, 0.6)) as stage:
+    async with scene(script, timeouts=Timeouts(2, 5, 1.0, 2.0)) as stage:
         answer = await _streamed(stage, "timeout")
         assert _error_of(answer)["code"] == "upstream_total_timeout"
         assert len(answer.events) > 5
-        assert (await stage.record()).duration_ms >= 600
+        assert (await stage.record()).duration_ms >= 2000
 
 
 @pytest.mark.parametrize("tail", [b"", DONE, frame(WORD) + DONE])
@@ -218,8 +218,9 @@ async def test_no_finish_in_odd_spelling(null: bytes) -> None:
 async def test_the_end_comes_at_once_though_the_backend_lingers() -> None:
     async with scene(stream(frame(ROLE), DONE, after=scripts.closed)) as stage:
         client = await stage.send(CHAT | {"stream": True})
-        answer = await asyncio.wait_for(client.answer(), 0.5)
+        answer = await client.answer()
         assert answer.events[-1] == b"[DONE]"
+        assert not stage.up.seen[0].closed.is_set(), "nobody waited for the backend"
         client.send(stage.request(CHAT | {"stream": True}))
         assert (await client.answer()).complete, "the connection lives on"
         await stage.up.seen[0].closed.wait()

@@ -64,7 +64,7 @@ def _kill_and_look(folder: Path, up: Upstream) -> None:
                 while len(up.seen) < 2:
                     assert time.monotonic() < deadline_s
                     time.sleep(0.01)
-                time.sleep(0.5)  # that a request has left over a fresh connection is noted within a quarter of a second
+                time.sleep(2)  # that a request has left over a fresh connection is noted within a quarter of a second
                 made.kill()
         rows = [json.loads(line) for line in made.cli("ledger", "export").splitlines()]
         spoken, silence = sorted(rows, key=lambda row: str(row["started_at"]))

@@ -19,7 +19,7 @@ models:
   - {id: chat, prices: {input: "0.15", output: "0.60"}, backends: [{type: echo, id: first}]}
   - {id: slow, backends: [{type: echo, id: second, chunk_delay_ms: 30}]}
 """
-WITHIN_S = 40  # a sample is taken every 15 s
+WITHIN_S = 75  # a sample is taken every 15 s
 
 
 @pytest.fixture
@@ -67,7 +67,11 @@ def test_traffic_makes_a_plot(running: Gateway) -> None:
     send(running, key, "chat", 20)
     send(running, key, "slow", 4)
     send(running, key, "name-that-no-table-has", 3, status=404)
-    found = wait_until(running, admin, lambda found: round(total(found, "chat")) == 20, by="model", **requests)
+
+    def complete(found: dict[str, Any]) -> bool:
+        return round(total(found, "chat")) == 20 and round(total(found, "slow")) == 4
+
+    found = wait_until(running, admin, complete, by="model", **requests)
     assert [one["group"] for one in found["series"]] == ["chat", "slow"]
     assert total(found, "slow") == pytest.approx(4)
     of_status = plot(running, admin, by="status", model="chat", backend="first", operation="chat", **requests)

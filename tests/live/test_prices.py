@@ -135,13 +135,13 @@ def expected_price(record: dict[str, Any], switched: bool) -> str | None:
 def test_cost_is_what_an_independent_script_finds(tmp_path: Path, upstream: int) -> None:
     config = CONFIG.format(up=upstream, dead=free_port())
     with gateway(tmp_path, config) as made, Traffic(made) as traffic:
-        traffic.send(30)
+        traffic.send(60)
         switch = datetime.fromtimestamp(int(time.time()), UTC) + timedelta(seconds=3)
         table = "model,input,output,cached\nchat,0.2,0.8,\nplain,2.999999,15,0\n"
         made.cli("prices", "import", "-", "--from", switch.isoformat(), stdin=table)
         while datetime.now(UTC) < switch + timedelta(seconds=0.2):
             traffic.send(5)
-        traffic.send(30)
+        traffic.send(60)
         lines = made.cli("ledger", "export")
         listed = made.cli("prices", "list", "--csv")
         made.stop()

@@ -24,7 +24,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="module")
 def admin(running: Gateway) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=running.url, trust_env=False) as client:
+    with httpx.Client(base_url=running.url, trust_env=False, timeout=30) as client:
         answer = client.post("/auth/login", json={"email": "admin@localhost", "password": PASSWORD})
         client.headers["authorization"] = f"Bearer {answer.json()['access_token']}"
         yield client
@@ -65,7 +65,7 @@ def test_what_was_changed_a_moment_ago_is_read(running: Gateway, admin: httpx.Cl
         assert made.status_code in (200, 201), made.text
         seen = admin.get(f"/admin/keys/{made.json()['id']}")
         assert (seen.status_code, seen.json()["name"]) == (200, f"fresh-{number}")
-        own = httpx.get(f"{running.url}/v1/usage", headers={"authorization": f"Bearer {made.json()['key']}"}, trust_env=False)
+        own = httpx.get(f"{running.url}/v1/usage", headers={"authorization": f"Bearer {made.json()['key']}"}, trust_env=False, timeout=30)
         assert own.status_code == 200, own.text
 
 
@@ -75,7 +75,7 @@ def test_who_asks_is_known_there_too(running: Gateway, admin: httpx.Client) -> N
     elsewhere = running.key("elsewhere", "--scopes", "usage", "--networks", "203.0.113.0/24")
     here = running.key("here", "--scopes", "usage", "--networks", "127.0.0.0/8")
     told = {
-        name: httpx.get(f"{running.url}/v1/usage", headers={"authorization": f"Bearer {key}"}, trust_env=False)
+        name: httpx.get(f"{running.url}/v1/usage", headers={"authorization": f"Bearer {key}"}, trust_env=False, timeout=30)
         for name, key in (("elsewhere", elsewhere), ("here", here), ("none", "sk-none"))
     }
     assert {name: answer.status_code for name, answer in told.items()} == {"elsewhere": 403, "here": 200, "none": 401}

@@ -481,11 +481,11 @@ async def test_a_late_body_waits_for_nobody_who_reads_an_earlier_answer() -> Non
 
 
 async def test_a_body_within_its_time_is_served_and_the_next_has_a_time_of_its_own() -> None:
-    async with scene(well_behaved(), timeout_body_s=0.5) as stage:
+    async with scene(well_behaved(), timeout_body_s=2.0) as stage:
         client = await stage.connect()
         for number in range(1, 4):
             client.send(stage.request(CHAT)[:-5])
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.8)
             client.send(BODY[-5:])
             assert (await client.answer()).status == 200, number
 

@@ -264,7 +264,7 @@ def test_other_refusals(chat: Worker) -> None:
     assert too_big.status_code == 413 and too_big.json()["error"]["code"] == "request_too_large"
     begun_s = time.monotonic()
     huge = chat.post("/v1/chat/completions", {"model": "m", "messages": [{"role": "user", "content": "x y" * 8_000_000}]})
-    assert huge.status_code == 400 and time.monotonic() - begun_s < 5
+    assert huge.status_code == 400 and time.monotonic() - begun_s < 20
 
 
 # completions
@@ -490,7 +490,7 @@ async def test_a_killed_worker_is_back_and_nobody_hangs(supervised: tuple[LocalS
     os.kill(entry.pid, signal.SIGKILL)
     heard = await ask(backend)
     assert isinstance(heard.error, BackendError)  # at once, whatever was known then
-    await ready(20, restarts=1)
+    await ready(READY_S, restarts=1)
     assert (await ask(backend)).status == 200
     await backend.close()
 
@@ -502,4 +502,4 @@ def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
     os.close(reading)
     assert worker.poll() is None
     os.close(writing)
-    assert worker.wait(20) == 0
+    assert worker.wait(60) == 0

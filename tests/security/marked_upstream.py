@@ -128,5 +128,9 @@ def marked_upstream(answer: str) -> Iterator[Upstream]:
 def routes(url: str, api_key: str) -> str:
     """One model `up/<behaviour>` for each, as lines under `models:`."""
     backend = f"type: custom, baseURL: '{url}', apiKey: '{api_key}'"
-    clocks = "{connect_s: 2, first_byte_s: 0.3, idle_s: 0.3, total_s: 20}"
-    return "".join(f"  - id: up/{name}\n    timeouts: {clocks}\n    backends: [{{{backend}, model: '{name}'}}]\n" for name in BEHAVIOURS)
+    lines = []
+    for name in BEHAVIOURS:
+        quiet_s = 0.3 if name in ("silent", "stalls") else 10
+        clocks = f"{{connect_s: 5, first_byte_s: {quiet_s}, idle_s: {quiet_s}, total_s: 20}}"
+        lines.append(f"  - id: up/{name}\n    timeouts: {clocks}\n    backends: [{{{backend}, model: '{name}'}}]\n")
+    return "".join(lines)

@@ -105,7 +105,7 @@ async def test_relayed_routes_tell_the_unknown_to_come_back_too(own: Inside) -> 
 
 async def test_what_is_known_is_believed_for_a_set_time(tmp_path: Path, prepared_home: Path) -> None:
     """Somebody may have revoked it meanwhile: not for ever. Back, it is believed again."""
-    async with inside(tmp_path / "home", prepared_home, GATEWAY_STALE_S="1.5") as own:
+    async with inside(tmp_path / "home", prepared_home, GATEWAY_STALE_S="4") as own:
         key, token = await own.key("live"), await own.log_in(own.admin)
         file = own.services.settings.home / "gateway.sqlite3"
         await asyncio.to_thread(file.rename, f"{file}.away")

@@ -7,6 +7,7 @@ are searched as they come (everything.py). A mark is found as it is, in JSON and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import sqlite3
@@ -159,7 +160,8 @@ def _files(home: Path, prefix: str = "") -> dict[str, bytes]:
     found = {}
     for path in sorted(home.rglob("*")):
         if path.is_file() and not path.is_symlink():
-            found[f"{prefix}{path.relative_to(home)}"] = path.read_bytes()
+            with contextlib.suppress(FileNotFoundError):  # a segment that was shipped meanwhile
+                found[f"{prefix}{path.relative_to(home)}"] = path.read_bytes()
         found[f"{prefix}name of {path.relative_to(home)}"] = os.fsencode(path)
     return found
 

@@ -271,10 +271,10 @@ async def test_21_a_hang_up_is_502_and_silence_504(stream: bool) -> None:
     async def silence(wire: Wire, seen: Seen) -> None:
         await wire.until_closed()
 
-    async with stage(hang_up, fields={"timeouts": Timeouts(1, 0.2, 1, 5)}) as s:
+    async with stage(hang_up) as s:
         answer = await s.post(CHAT | {"stream": stream})
         assert (answer.status, four_keys(answer.body)["code"]) == (502, "upstream_error")
-        s.up.script = silence
+    async with stage(silence, fields={"timeouts": Timeouts(5, 0.2, 1, 5)}) as s:
         answer = await s.post(CHAT | {"stream": stream})
         assert (answer.status, four_keys(answer.body)["code"]) == (504, "upstream_first_byte_timeout")
 

@@ -63,7 +63,7 @@ async def test_23_the_body_ends_at_once_and_the_connection_is_kept() -> None:
         for _ in range(2):
             client.send(s.request(STREAM))
             answer = await client.answer()
-            assert time.monotonic() - sent[-1] < 0.05
+            assert time.monotonic() - sent[-1] < 0.5  # not the second for which an end is waited for
             assert (answer.complete, answer.headers.get("connection")) == (True, None)
 
 
@@ -305,7 +305,7 @@ async def test_33_each_event_goes_on_as_it_comes() -> None:
         client.send(s.request(STREAM))
         await client.head()
         for event in events:
-            assert await asyncio.wait_for(client.chunk(), 1) == event
+            assert await client.chunk() == event
             pause.release()
 
 

@@ -49,7 +49,7 @@ def replying(status: int, body: bytes, **headers: str) -> Handler:
 
 
 async def reason(url: str, fetcher: Fetcher | None = None) -> str:
-    fetcher = fetcher or Fetcher(step_s=0.3, whole_s=0.6)
+    fetcher = fetcher or Fetcher()
     with pytest.raises(FetchFailed) as failed:
         await fetcher.get(url)
     await fetcher.close()
@@ -121,7 +121,7 @@ async def test_a_server_that_says_nothing_and_one_that_trickles() -> None:
     for handler in (silent, trickling):
         async with server(handler) as port:
             began_s = loop.time()
-            assert await reason(f"http://127.0.0.1:{port}/") == "timeout"
+            assert await reason(f"http://127.0.0.1:{port}/", Fetcher(step_s=0.3, whole_s=0.6)) == "timeout"
             assert loop.time() - began_s < 4
 
 

@@ -251,12 +251,12 @@ async def test_keys_follow_the_issuer() -> None:
 
 async def test_a_flood_of_unknown_keys_asks_the_issuer_rarely() -> None:
     world = World(ENTRY_B)
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
     following = asyncio.create_task(world.issuers.follow())
     try:
         await world.web.fetched.wait()
         await asyncio.sleep(0)
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
         while len(world.web.asked) < 10 and loop.time() < begun + 10:
             world.refusal(EC, "nobody", "ES256", issuer=B)
             await asyncio.sleep(0)

@@ -85,6 +85,6 @@ async def test_a_client_that_leaves_cancels_the_coroutine() -> None:
         request = asyncio.create_task(_post(server.url, server.key))
         await begun.wait()
         request.cancel()
-        await asyncio.wait_for(cancelled.wait(), 1)
+        await asyncio.wait_for(cancelled.wait(), 10)
         (record,) = await server.ledger.wait(1)
         assert record.ending == "client_gone"

@@ -21,6 +21,7 @@ from backends.local import LocalBackend, LocalModels, LocalSpec, LocalState, Mod
 from backends.local.models import Patience
 from backends.local.process import Program
 from backends.local.state import write_state
+from tests.gateway_process import free_port
 from tests.models import pickle_only, tiny_chat, tiny_encoder, without_weights
 
 FAKE = Program(command=(sys.executable, str(Path(__file__).with_name("fake_worker.py"))))
@@ -149,9 +150,7 @@ async def test_a_broken_folder_is_failed_without_starting_anything(house: House)
 
 async def test_a_wanted_port_is_used_and_a_taken_one_is_named(house: House) -> None:
     house.model("one", "ready")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", free_port())) as taken:
         port = taken.getsockname()[1]
         await house.models.set_wanted([LocalSpec("one", port)])
         entry = await house.until("one", is_state("backoff"))

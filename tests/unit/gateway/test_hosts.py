@@ -176,13 +176,13 @@ async def test_who_loses_the_database_alone_stops_before_the_other_takes_over(ho
     a, b = hosts
     await a.limits.look()  # it has seen the other one
     await gone(a)
-    a.now_s = FRESH_S - 1
-    await later(b.db, FRESH_S - 1)
+    a.now_s = FRESH_S - 4
+    await later(b.db, FRESH_S - 4)
     a.limits.stop_if_unheard()
     await b.limits.look()
     assert not a.counts
     assert not b.counts
-    await later(b.db, 2)
+    await later(b.db, 5)
     await b.limits.look()
     assert (a.counts, b.counts) == (False, True)
     with pytest.raises(Unavailable):

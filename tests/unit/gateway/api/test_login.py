@@ -198,14 +198,13 @@ async def test_a_stolen_token_is_no_way_to_guess_the_password(plane: Plane) -> N
 
 
 async def test_a_busy_hasher_is_a_429_but_not_for_who_is_known(plane: Plane) -> None:
-    hold, turns = threading.Event(), plane.control.passwords.turns
+    hold, held, turns = threading.Event(), threading.Event(), plane.control.passwords.turns
     async with plane.client(peer=("198.51.100.3", 1)) as client:
         assert (await client.post("/auth/login", json=ADMIN)).status_code == 200
-        waiting = [asyncio.create_task(plane.control.passwords.verify("x", None)) for _ in range(MAX_BEHIND)]
-        first = asyncio.create_task(turns.run(hold.wait, ahead=True))  # the turn is taken, the queue of strangers full
-        await asyncio.sleep(0)
-        waiting.append(asyncio.create_task(plane.control.passwords.verify("x", None)))
-        await asyncio.sleep(0)
+        first = asyncio.create_task(turns.run(lambda: (held.set(), hold.wait()), ahead=True))
+        await asyncio.to_thread(held.wait)  # the turn is taken
+        waiting = [asyncio.create_task(plane.control.passwords.verify("x", None)) for _ in range(MAX_BEHIND + 1)]
+        await asyncio.sleep(0)  # the queue of strangers is full
         other = await client.post("/auth/login", json={"email": "viewer@example.com", "password": PASSWORD})
         assert other.status_code == 429
         assert other.headers["retry-after"] == "5"

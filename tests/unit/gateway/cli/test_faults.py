@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import socket
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli.entry import sentence
+from tests import gateway_process
 
 from .conftest import Gateway
 
@@ -124,9 +124,7 @@ def found(typed: object) -> dict[str, bool]:
 
 @pytest.fixture
 def free_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("PORT", str(probe.getsockname()[1]))
+    monkeypatch.setenv("PORT", str(gateway_process.free_port()))
 
 
 def test_doctor_finds_nothing_wrong(ready: Gateway, free_port: None) -> None:

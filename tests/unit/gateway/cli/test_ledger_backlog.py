@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_what_waits_too_long(ready: Gateway, writer: SegmentWriter) -> None:
     write(writer, time.time() - 300)
     told = finding(ready)
     assert not told["ok"]
-    assert "waits for 30" in told["message"]
+    assert re.search(r"waits for 3\d\d", told["message"])
     assert "gateway usage" in told["fix"]
     assert ready("usage").code == 0  # it ships
     assert finding(ready)["ok"]

@@ -135,9 +135,9 @@ async def test_a_ciphertext_under_another_request(db: Database, generation: Gene
 
 
 async def test_lists(db: Database, tmp_path: Path) -> None:
+    now_s = time.time()
     spool(tmp_path, said("a", ago_s=30), said("b", ago_s=20, key_id="k2"), said("c", ago_s=10, key_id=None, user_id="u2", model="n"))
     await shipper(db, tmp_path).ship()
-    now_s = time.time()
     assert await kept(db) == ["c", "b", "a"]
     assert await kept(db, key_id="k2") == ["b"]
     assert await kept(db, user_id="u1") == ["b", "a"]

@@ -141,7 +141,9 @@ class TestProber:
     )
     async def test_what_counts_as_alive(self, scene: Scene, script: Script, found: bool, reason: str) -> None:
         async with Upstream(script) as upstream:
-            scene.prober.set_wanted(3, {"chat/b": Probe(f"http://127.0.0.1:{upstream.port}/health", None, 0.1, 0.3)})
+            scene.prober.set_wanted(
+                3, {"chat/b": Probe(f"http://127.0.0.1:{upstream.port}/health", None, 0.1, 0.3 if script is hangs else 5)}
+            )
             entry = (await scene.until(lambda found: "chat/b" in found and found["chat/b"].alive is not None))["chat/b"]
             assert (entry.alive, entry.reason, entry.interval_s) == (found, reason, 0.1)
             assert read_probes(scene.file)[0] == 3
@@ -150,7 +152,7 @@ class TestProber:
     async def test_nobody_listens(self, scene: Scene) -> None:
         async with Upstream() as upstream:
             port = upstream.port
-        scene.prober.set_wanted(1, {"chat/b": Probe(f"http://127.0.0.1:{port}/health", None, 0.1, 0.3)})
+        scene.prober.set_wanted(1, {"chat/b": Probe(f"http://127.0.0.1:{port}/health", None, 0.1, 5)})
         entry = (await scene.until(lambda found: "chat/b" in found and found["chat/b"].alive is not None))["chat/b"]
         assert (entry.alive, entry.reason) == (False, "unreachable")
 
@@ -177,7 +179,7 @@ class TestProber:
 
         async with Upstream(by_script) as upstream:
             verdicts: list[bool | None] = []
-            scene.prober.set_wanted(1, {"chat/b": Probe(f"{upstream.url}/models", "Bearer k", 0.3, 0.2)})
+            scene.prober.set_wanted(1, {"chat/b": Probe(f"{upstream.url}/models", "Bearer k", 0.3, 5)})
             while len(went) < 5 or verdicts[-1:] != [True]:
                 found = await scene.until(lambda found: "chat/b" in found)
                 if verdicts[-1:] != [found["chat/b"].alive]:
