@@ -189,6 +189,11 @@ def _asked(rid: int) -> Seen:
     return Seen(rid, Ask(rid, STREAMED, 60, 10_000, include_usage=share > 16), share == 19)
 
 
+def _said(made: Gateway) -> str:
+    """The last of what the gateway logged but requests."""
+    return "\n".join([line for line in made.log_path.read_text(errors="replace").splitlines() if '"event":"request"' not in line][-40:])
+
+
 class Rig:
     """The mock upstream, the gateway, and what is done to them."""
 
@@ -211,7 +216,7 @@ class Rig:
         elif fault == "term":
             code = await asyncio.to_thread(self.gateway.stop)
             if code != 0:
-                raise SystemFailed(f"the gateway ended with code {code} on SIGTERM")
+                raise SystemFailed(f"the gateway ended with code {code} on SIGTERM:\n{_said(self.gateway)}")
             await asyncio.to_thread(self.gateway.start)
         elif fault == "disk":
             with _filled(self.gateway.home):
@@ -388,7 +393,7 @@ async def run(options: argparse.Namespace, say: Callable[[str], None]) -> list[T
             if verdict:
                 trials[-1].faults.append(verdict)
             if any(trial.faults for trial in trials):
-                say(made.gateway.log()[-3000:])
+                say(_said(made.gateway))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return trials

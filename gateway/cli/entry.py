@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import TextIO
 
 from gateway.cli.output import CommandFailed, tell
 
@@ -35,7 +36,7 @@ def outcome(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:  # the reader of our output has seen enough (`| head`)
-        return _silenced()
+        return _silenced(sys.stdout)
     except Exception as error:
         if os.environ.get("GATEWAY_LOG_LEVEL") == "debug":
             traceback.print_exc()
@@ -75,13 +76,21 @@ def _of_store(error: Exception) -> str | None:
 
 def _flushed(code: int) -> int:
     try:
+        sys.stderr.flush()
+    except OSError:  # of what was told there for people the outcome does not depend
+        _silenced(sys.stderr)
+    try:
         sys.stdout.flush()
     except BrokenPipeError:
-        return _silenced()
+        return _silenced(sys.stdout)
+    except OSError as error:  # a result that is not there
+        tell(sentence(error))
+        _silenced(sys.stdout)
+        return 1
     return code
 
 
-def _silenced() -> int:
-    """Keep the interpreter from complaining about the closed pipe when it flushes stdout at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _silenced(stream: TextIO) -> int:
+    """Keep the interpreter from complaining about what it cannot write when it flushes this at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import unicodedata
@@ -18,9 +19,10 @@ def fail(message: str) -> NoReturn:
 
 
 def tell(message: str) -> None:
-    """A line for the person at the terminal (stderr)."""
-    sys.stderr.write(f"{message}\n")
-    sys.stderr.flush()
+    """A line for the person at the terminal (stderr). That it cannot be written, as on a full disk, ends nothing."""
+    with contextlib.suppress(OSError):  # what was not taken goes with the next line
+        sys.stderr.write(f"{message}\n")
+        sys.stderr.flush()
 
 
 def show(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import shlex
 import signal
 import subprocess
@@ -56,6 +57,25 @@ def test_a_stop_while_starting_exits_0(tmp_path: Path) -> None:
         assert made.stop(signal.SIGTERM) == 0
         assert "Traceback" not in made.log()
         made.start()
+
+
+def test_a_log_that_takes_no_more_stops_nothing(tmp_path: Path) -> None:
+    """What ends is started again though that cannot be said, and a stop is no failure."""
+    with gateway(tmp_path, CONFIG, start=False) as made, Path("/dev/full").open("wb") as full:
+        made.port = free_port()
+        command = [_BIN, "serve", "--port", str(made.port), "--config", str(made.write_config(CONFIG))]
+        made.process = subprocess.Popen(command, env=made.env(), stdout=full, stderr=full, cwd=tmp_path, start_new_session=True)
+        made.wait_ready()
+        (server,) = made.children("gateway.cli.server")
+        (keeper,) = made.children("gateway.keeper")
+        for pid in (keeper, server):
+            os.kill(pid, signal.SIGKILL)
+        deadline_s = time.monotonic() + 30
+        while keeper in made.children("gateway.keeper") or not made.children("gateway.keeper"):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+        made.wait_ready()
+        assert made.stop() == 0
 
 
 def test_a_server_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
