@@ -46,7 +46,8 @@ from rich.table import Table
 from bench.directory import PASSWORD, database_url
 from bench.gateway import CONFIG, LIMITS, Cli, command_of, serving
 from bench.ledger_rows import DAYS, Books, fill
-from bench.systems import OWN_MODULES, Recipe, System, clean_env, free_port, launch, python_module
+from bench.systems import OWN_MODULES, Recipe, System, clean_env, launch, python_module
+from tests.gateway_process import free_port
 
 ROWS, FEW_ROWS, CALLS = 10_000_000, 100_000, 50
 RATE = 200.0

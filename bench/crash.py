@@ -47,8 +47,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.payload import STREAMED, UNSTREAMED, Ask, request_body
-from bench.systems import SystemFailed, clean_env, free_port, python_module
-from tests.gateway_process import Gateway
+from bench.systems import SystemFailed, clean_env, python_module
+from tests.gateway_process import Gateway, free_port
 from tests.stoppable_postgres import StoppablePostgres, stoppable_postgres
 
 FAULTS = ("worker", "keeper", "all", "term", "disk", "stopped", "shipment")

@@ -36,12 +36,13 @@ from auth.keys import digest, mint
 from auth.passwords import Passwords
 from auth.principal import Limits, Role
 from bench.gateway import Cli, command_of
-from bench.systems import Place, Recipe, free_port, launch
+from bench.systems import Place, Recipe, launch
 from gateway.store import keys, teams, users
 from gateway.store.engine import Database
 from gateway.store.keys import ApiKey
 from gateway.store.users import Kind
 from tests.databases import Postgres, system_postgres
+from tests.gateway_process import free_port
 
 USERS, KEYS, TEAMS, BATCH = 10_000, 100_000, 50, 1000
 ROUNDS = 200

@@ -34,9 +34,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.payload import UNSTREAMED, Ask, request_body
-from bench.systems import clean_env, free_port, python_module
+from bench.systems import clean_env, python_module
 from tests.databases import system_postgres
-from tests.gateway_process import Gateway
+from tests.gateway_process import Gateway, free_port
 from tests.redis_server import RedisServer, redis_binary
 
 RPM, TPM, CONCURRENCY, BUDGET_USD = 1200, 57_600, 20, Decimal("0.02")

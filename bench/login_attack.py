@@ -38,7 +38,8 @@ from bench.client import Answer, Connection, request_head
 from bench.gateway import CONFIG, LIMITS, ROLES, Cli, serving
 from bench.load import quantiles
 from bench.payload import STREAMED, Ask, request_body
-from bench.systems import OWN_MODULES, Recipe, System, free_port, python_module
+from bench.systems import OWN_MODULES, Recipe, System, python_module
+from tests.gateway_process import free_port
 
 OWNER, PASSWORD = "admin@localhost", "bench-admin-password-0"
 INTERVAL_S = 0.02

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.systems import Place, Recipe, SystemFailed, free_port
+from bench.systems import Place, Recipe, SystemFailed
+from tests.gateway_process import free_port
 
 INSTALL_LIMIT_S = 900.0
 LITELLM_KEY = "sk-bench-master-key"

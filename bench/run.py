@@ -28,6 +28,7 @@ from bench.gateway import all_keys_recipe, gateway_recipe, many_keys_recipe, nul
 from bench.scenarios import Scenario
 from bench.systems import Place, Recipe, System, SystemFailed
 from bench.trial import Trial, take
+from tests.gateway_process import free_port
 
 RECIPES: dict[str, Callable[[Place], Recipe]] = {
     "gateway": gateway_recipe,
@@ -110,7 +111,7 @@ class Bench:
         return systems.launch(RECIPES[name](place), folder, self._system_cores)
 
     def _place(self, name: str, upstream: str, folder: Path | None = None) -> Place:
-        return Place(name, folder or self._folder, systems.free_port(), upstream)
+        return Place(name, folder or self._folder, free_port(), upstream)
 
     def _say(self, text: str) -> None:
         self._progress.print(text, markup=False, soft_wrap=True)

@@ -42,8 +42,9 @@ from bench.lanes import Lanes, SoakStopped
 from bench.measure import KEEPER, REST, SERVING
 from bench.mix import KINDS, KNOWN, POOR, UNKNOWN, sequence
 from bench.scenarios import MEGABYTE
-from bench.systems import OWN_MODULES, Recipe, System, SystemFailed, free_port, python_module
+from bench.systems import OWN_MODULES, Recipe, System, SystemFailed, python_module
 from bench.trial import last_words
+from tests.gateway_process import free_port
 
 REQUESTS, FIRST, LANES = 1_000_000, 50_000, 64
 GROWTH, GROWTH_BYTES = 0.05, 10 * MEGABYTE

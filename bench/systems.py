@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import http.client
 import os
-import random
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,14 +103,6 @@ class System:
             except ProcessLookupError:
                 pass
         self.process.wait(STOP_LIMIT_S)
-
-
-def free_port() -> int:
-    """A TCP port that is free now, and none that the kernel gives to connections: one of those could take it before the server binds."""
-    while True:
-        port = random.randrange(12_000, 32_000)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 @contextmanager

@@ -71,7 +71,7 @@ async def test_a_page_tells_nothing_of_what_a_key_is_not_for(plane: Plane, tmp_p
 
 
 async def test_reading_holds_up_nobody(plane: Plane, tmp_path: Path) -> None:
-    """Megabytes are opened, searched for words and written out beside the loop, which has requests to serve."""
+    """Megabytes are opened, searched for words and written out beside the loop, whose own thread hardly works for it."""
     await store(plane, tmp_path / "spool", said("long", answer=CHUNK * 60_000))
     gaps: list[float] = []
 
