@@ -4,8 +4,9 @@
  * most six (\u001f), a number at most 24. Raises what orjson would: UnicodeEncodeError for a lone surrogate, OverflowError for a number
  * beyond 64 bits, TypeError for a value of another type.
  *
- * Reading. A field that has the same bytes as in the END before it (most do) is the same object: the comparison is all that it costs. What
- * is not plain (escapes, numbers in other forms than ours) is given to orjson.
+ * Reading. A field that has the same bytes as one of the last few different ones (most do) is the same object: the comparison is all that it
+ * costs, and what groups rows by these values finds them hashed. What is not plain (escapes, numbers in other forms than ours) is given to
+ * orjson.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -184,6 +185,13 @@ typedef struct {
     Py_ssize_t size;
 } span;
 
+/* A value, borrowed, and the bytes that it was read from. */
+typedef struct {
+    span field;
+    PyObject *value;
+} known;
+#define SEEN 64
+
 static PyObject *loads; /* orjson.loads */
 
 static int torn(void)
@@ -214,19 +222,24 @@ static PyObject *by_orjson(span field)
     return value;
 }
 
+/* Is it a string that says what it means, without escapes? What JSON does not allow is none. */
+static int is_plain(span field)
+{
+    for (const char *c = field.text + 1; c < field.text + field.size - 1; c++)
+        if (*c == '\\' || (unsigned char)*c < 0x20)
+            return 0;
+    return 1;
+}
+
 static PyObject *value_of(span field, char kind)
 {
     char copy[NUMBER_BYTES + 1];
-    const char *at = field.text, *end = field.text + field.size;
+    const char *at = field.text;
 
     if (field.size == 4 && memcmp(at, "null", 4) == 0)
         Py_RETURN_NONE;
-    if (*at == '"') {
-        for (const char *c = at + 1; c < end - 1; c++)
-            if (*c == '\\' || (unsigned char)*c < 0x20)
-                return by_orjson(field);
-        return PyUnicode_DecodeUTF8(at + 1, field.size - 2, NULL);
-    }
+    if (*at == '"')
+        return is_plain(field) ? PyUnicode_DecodeUTF8(at + 1, field.size - 2, NULL) : by_orjson(field);
     if (field.size > NUMBER_BYTES)
         return by_orjson(field);
     memcpy(copy, at, (size_t)field.size);
@@ -248,8 +261,44 @@ static PyObject *value_of(span field, char kind)
     return by_orjson(field);
 }
 
-/* Appends the values of one END to the columns. `before`: its fields in the END before. */
-static int take_end(const char *at, const char *end, PyObject *const *columns, span *before)
+/* Ours in the usual form, exactly: as many digits as a double holds, over a power of ten that it holds. 0: in another form. */
+static int plain_float(span field, double *value)
+{
+    static const double TENS[] = {1.0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6};
+    const char *at = field.text, *end = field.text + field.size;
+    int negative = *at == '-', places = 0;
+    int64_t digits = 0;
+
+    at += negative;
+    if (end - at > 17 || end - at < 3 || (*at == '0' && at[1] != '.'))
+        return 0;
+    const char *whole = at;
+    while (at < end && *at >= '0' && *at <= '9')
+        digits = 10 * digits + (*at++ - '0');
+    if (at == whole || at == end || *at != '.')
+        return 0;
+    for (at++; at < end && *at >= '0' && *at <= '9'; places++)
+        digits = 10 * digits + (*at++ - '0');
+    if (at < end || places < 1 || places > 6 || digits > ((int64_t)1 << 53))
+        return 0;
+    *value = (double)digits / TENS[places];
+    if (negative)
+        *value = -*value;
+    return 1;
+}
+
+/* Where a value of these bytes is remembered. */
+static size_t place_of(span field)
+{
+    uint64_t first = 0, last = 0;
+    size_t size = (size_t)field.size < 8 ? (size_t)field.size : 8;
+    memcpy(&first, field.text, size);
+    memcpy(&last, field.text + field.size - size, size);
+    return (size_t)(((first * 31 + last) * 0x9E3779B97F4A7C15u) >> 58);
+}
+
+/* Appends the values of one END to the columns. `seen`: values of its fields in ENDs before. `id`: the line's request id, as it stands there. */
+static int take_end(const char *at, const char *end, PyObject *const *columns, known (*seen)[SEEN], PyObject *id)
 {
     const Py_ssize_t fields = (Py_ssize_t)sizeof(END_FIELDS) - 1;
 
@@ -262,23 +311,30 @@ static int take_end(const char *at, const char *end, PyObject *const *columns, s
         while (past < end && *past != ',')
             past++;
         span field = {at, past - at};
-        Py_ssize_t there = PyList_GET_SIZE(columns[i]);
+        known *one = &seen[i][END_FIELDS[i] == 'f' ? 0 : place_of(field)];
         PyObject *value;
-        if (field.size == before[i].size && memcmp(at, before[i].text, (size_t)field.size) == 0)
-            value = Py_NewRef(PyList_GET_ITEM(columns[i], there - 1));
-        else if ((value = value_of(field, END_FIELDS[i])) == NULL)
+        double number;
+        if (one->field.size == field.size && memcmp(at, one->field.text, (size_t)field.size) == 0)
+            value = Py_NewRef(one->value);
+        else if (i == 0 && is_plain(field))
+            value = Py_NewRef(id);
+        else if (END_FIELDS[i] == 'f' && plain_float(field, &number))
+            value = PyFloat_FromDouble(number);
+        else
+            value = value_of(field, END_FIELDS[i]);
+        if (value == NULL)
             return -1;
         int failed = PyList_Append(columns[i], value);
         Py_DECREF(value);
         if (failed)
             return -1;
-        before[i] = field;
+        *one = (known){field, value}; /* its column holds it as long as we do */
         at = past + 1;
     }
     return at == end + 1 ? 0 : torn(); /* the last one ends where the line does */
 }
 
-static int take_line(const char *at, const char *end, PyObject *const *columns, span *before, PyObject *begun, PyObject *begun_before)
+static int take_line(const char *at, const char *end, PyObject *const *columns, known (*seen)[SEEN], PyObject *begun, PyObject *begun_before)
 {
     if (end - at < 8 || memcmp(at, "[\"", 2) != 0 || memcmp(at + 3, "\",\"", 3) != 0)
         return torn();
@@ -290,7 +346,7 @@ static int take_line(const char *at, const char *end, PyObject *const *columns, 
         return -1;
     int failed = -1;
     if (at[2] == 'E' && end[-1] == ']') {
-        failed = take_end(at + 5, end - 1, columns, before);
+        failed = take_end(at + 5, end - 1, columns, seen, request_id);
         if (!failed) {
             PyObject *named = PyList_GET_ITEM(columns[0], PyList_GET_SIZE(columns[0]) - 1);
             int same = PyObject_RichCompareBool(named, request_id, Py_EQ);
@@ -323,7 +379,7 @@ static PyObject *parse_lines(PyObject *Py_UNUSED(module), PyObject *data)
     const char *end = at + size;
     const Py_ssize_t fields = (Py_ssize_t)sizeof(END_FIELDS) - 1;
     PyObject *column[MOST_FIELDS];
-    span before[MOST_FIELDS] = {{NULL, -1}};
+    known seen[MOST_FIELDS][SEEN] = {0};
     PyObject *columns = PyList_New(fields), *begun = PyDict_New(), *begun_before = PyList_New(0), *found = NULL;
     if (columns == NULL || begun == NULL || begun_before == NULL)
         goto done;
@@ -331,12 +387,11 @@ static PyObject *parse_lines(PyObject *Py_UNUSED(module), PyObject *data)
         if ((column[i] = PyList_New(0)) == NULL)
             goto done;
         PyList_SET_ITEM(columns, i, column[i]);
-        before[i].size = -1;
     }
     while (at < end) {
         char *newline = memchr(at, '\n', (size_t)(end - at));
         const char *stop = newline == NULL ? end : newline;
-        if (stop > at && take_line(at, stop, column, before, begun, begun_before) < 0)
+        if (stop > at && take_line(at, stop, column, seen, begun, begun_before) < 0)
             goto done;
         if (newline == NULL)
             break;

@@ -131,7 +131,7 @@ def parse_lines(data: bytes) -> tuple[list[list[Any]], dict[str, str], list[str]
     """What whole lines say: a list for each field of the ENDs, in the order of their lines; BEGIN lines by request id, without those whose
     END is here too; the request ids of the ENDs whose BEGIN is not here. ValueError where a line is not exactly as this version writes it.
 
-    In C, a value that is the same as in the END before it is the same object.
+    In C, a value that is the same as in one of the ENDs before it mostly is the same object.
     """
     ends: list[str] = []
     ended: list[str] = []

@@ -9,6 +9,7 @@ and by week (`usage_of_each_week`), because a page of fifty names would read the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
@@ -96,45 +97,40 @@ def fold(columns: Columns) -> Folded:
 
 
 def hours_of(columns: Columns, hours: Cells) -> Cells:
-    """Adds the rows to the buckets of `hours`."""
-    one = _of_one_bucket(columns)
-    if one is not None:
-        _add(hours, *one)
+    """Adds the rows to the buckets of `hours`: column by column, and what all rows have in common, as most of a batch is, once."""
+    started_at = columns[_READ_AT[0]]
+    if not started_at:
         return hours
-    for at, user_id, key_id, model, backend, ending, team_id, revision, experiment, arm, prompt, completion, cached, reasoning, cost in zip(
-        *(columns[at] for at in _READ_AT), strict=True
-    ):
-        bucket = (
-            int(at // HOUR_S) * HOUR_S, user_id, key_id or "", model, backend or "", ending, team_id or "", revision or 0,
-            experiment or "", arm or "",
-        )  # fmt: skip
-        cell = hours.get(bucket)
-        if cell is None:
-            hours[bucket] = [1, prompt, completion, cached, reasoning, cost]
-        else:
-            cell[0] += 1
-            cell[1] += prompt
-            cell[2] += completion
-            cell[3] += cached
-            cell[4] += reasoning
-            cell[5] += cost
+    first, last = (_hour(at_s) for at_s in (min(started_at), max(started_at)))
+    parts = [[first] * len(started_at) if first == last else list(map(_hour, started_at)), *(columns[at] for at in _NAMED_AT)]
+    shared = repeated(parts)
+    own = [part for at, part in enumerate(parts) if at not in shared]
+    names: list[Any] = list(zip(*own, strict=True)) if own else [()] * len(started_at)
+    rows = Counter(names)
+    places = list(map({name: place for place, name in enumerate(rows)}.__getitem__, names))
+    sums = [_by_place(columns[at], places, list(rows.values())) for at in _SUMMED_AT]
+    for name, *cell in zip(rows, rows.values(), *sums, strict=True):
+        values = iter(name)
+        at, user_id, key_id, model, backend, ending, team_id, revision, experiment, arm = (
+            shared[part] if part in shared else next(values) for part in range(len(parts))
+        )
+        bucket = (at, user_id, key_id or "", model, backend or "", ending, team_id or "", revision or 0, experiment or "", arm or "")
+        _add(hours, bucket, cell)
     return hours
 
 
-def _of_one_bucket(columns: Columns) -> tuple[Key, list[int]] | None:
-    """Of rows that all fall into one bucket, as most of a batch may: it, and what they add."""
-    started_at = columns[_READ_AT[0]]
-    named = [columns[at] for at in _NAMED_AT]
-    if not started_at or len(repeated(named)) < len(named):
-        return None
-    first, last = int(min(started_at) // HOUR_S), int(max(started_at) // HOUR_S)
-    if first != last:
-        return None
-    user_id, key_id, model, backend, ending, team_id, revision, experiment, arm = [column[0] for column in named]
-    bucket = (
-        first * HOUR_S, user_id, key_id or "", model, backend or "", ending, team_id or "", revision or 0, experiment or "", arm or "",
-    )  # fmt: skip
-    return bucket, [len(started_at), *(sum(columns[at]) for at in _SUMMED_AT)]
+def _hour(at_s: float) -> int:
+    return int(at_s // HOUR_S) * HOUR_S
+
+
+def _by_place(values: list[int], places: list[int], rows: list[int]) -> list[int]:
+    """The sum of the values of each place. `places`: of each value; `rows`: how many each place has."""
+    if repeated([values]):
+        return [count * values[0] for count in rows]
+    sums = [0] * len(rows)
+    for place, value in zip(places, values, strict=True):
+        sums[place] += value
+    return sums
 
 
 def derived(hours: Cells) -> Folded:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from itertools import repeat
 from typing import Any
 
 import orjson
@@ -12,6 +13,7 @@ from gateway.metering.record import MAX_COST_PUSD
 from gateway.store.days import COLUMNS
 
 DIGEST_BYTES = 16
+_EMPTY = blake2b(digest_size=DIGEST_BYTES)
 _FLOATS = tuple(COLUMNS.index(name) for name in ("started_at", "duration_ms", "ttft_ms", "queue_ms", "connect_ms"))
 _COUNTED = tuple(COLUMNS.index(name) for name in ("cached_tokens", "reasoning_tokens"))
 
@@ -44,7 +46,24 @@ def digest(row: Sequence[Any]) -> bytes:
     end = len(row)
     while row[end - 1] is None:
         end -= 1
-    return blake2b(orjson.dumps(row[:end]), digest_size=DIGEST_BYTES).digest()
+    return _hashed(orjson.dumps(row[:end]))
+
+
+def digests(columns: Columns, shared: Mapping[int, Any]) -> list[bytes]:
+    """That of each row. `shared`: the value of columns that have but one, by place; not of all of them."""
+    end = len(columns)
+    while end - 1 in shared and shared[end - 1] is None:
+        end -= 1
+    rows = zip(*(repeat(shared[at]) if at in shared else columns[at] for at in range(end)), strict=False)
+    if end - 1 not in shared and None in columns[end - 1]:
+        return [digest(row) for row in rows]
+    return [_hashed(text) for text in map(orjson.dumps, rows)]  # no row ends in a null: none need be looked through for that
+
+
+def _hashed(text: bytes) -> bytes:
+    hashed = _EMPTY.copy()  # half of what making one costs
+    hashed.update(text)
+    return hashed.digest()
 
 
 def recomputed_pusd(price: str, prompt: int, completion: int, cached: int) -> int:
