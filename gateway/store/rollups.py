@@ -105,9 +105,11 @@ def hours_of(columns: Columns, hours: Cells) -> Cells:
     parts = [[first] * len(started_at) if first == last else list(map(_hour, started_at)), *(columns[at] for at in _NAMED_AT)]
     shared = repeated(parts)
     own = [part for at, part in enumerate(parts) if at not in shared]
-    names: list[Any] = list(zip(*own, strict=True)) if own else [()] * len(started_at)
-    rows = Counter(names)
-    places = list(map({name: place for place, name in enumerate(rows)}.__getitem__, names))
+    if own:
+        rows = Counter(zip(*own, strict=True))
+        places = list(map({name: place for place, name in enumerate(rows)}.__getitem__, zip(*own, strict=True)))
+    else:
+        rows, places = Counter({(): len(started_at)}), [0] * len(started_at)
     sums = [_by_place(columns[at], places, list(rows.values())) for at in _SUMMED_AT]
     for name, *cell in zip(rows, rows.values(), *sums, strict=True):
         values = iter(name)
