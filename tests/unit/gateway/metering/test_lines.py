@@ -154,3 +154,28 @@ def test_space_behind_a_text_is_read_too() -> None:
 @pytest.mark.parametrize("data", [b"", b"\n", b"\n\n"])
 def test_no_lines(module: ModuleType, data: bytes) -> None:
     assert module.parse_lines(data) == ([[] for _ in range(27)], {}, [])
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(END, min_size=1, max_size=4), st.lists(st.integers(0, 3), max_size=200))
+def test_values_that_come_again_are_read_the_same_by_both(ends: list[tuple[Any, ...]], order: list[int]) -> None:
+    """A value is remembered by its bytes: of many, some are remembered in the same place."""
+    rows = [
+        (f"req-{number}", *ends[which % len(ends)][1:5], f"m{number % 150}", *ends[which % len(ends)][6:])
+        for number, which in enumerate(order)
+    ]
+    data = b"".join(taken.end_line(*row) for row in rows)
+    assert outcome(taken, data) == outcome(PYTHON, data)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(PLACES, min_size=1, max_size=50))
+def test_times_are_read_to_the_last_bit(times: list[float]) -> None:
+    values: list[Any] = [
+        "r", 1.0, "chat", None, "u", "m", 1, None, None, 1, 200, "success", 1, 1, "backend", 0, 1.0, None, None, None, None, None, None,
+        0, 0, None, None,
+    ]  # fmt: skip
+    started_at = FIELDS.index("started_at")
+    lines = [taken.end_line(*values[:started_at], at, *values[started_at + 1 :]) for at in times]
+    columns = taken.parse_lines(b"".join(lines))[0]
+    assert columns[started_at] == [orjson.loads(line)[2] for line in lines]

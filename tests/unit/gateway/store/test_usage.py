@@ -62,6 +62,8 @@ async def test_a_batch_sent_again_changes_nothing(db: Database) -> None:
     assert await lines(db, "key") == {"k1": (51, 510, 255, 357)}
     async with db.read() as conn:
         assert await segments.open_offsets(conn) == {"a.seg": 200}, "an older batch must not turn the offset back"
+    assert await ship(db, [*(row(n) for n in range(60, 80)), *batch], 300) == 20, "new rows stand before one that is known"
+    assert await lines(db, "key") == {"k1": (71, 710, 355, 497)}
 
 
 async def test_a_shipment_that_fails_leaves_rows_rollups_and_offset_as_they_were(db: Database) -> None:
