@@ -206,6 +206,7 @@ class Services:
         self._retries = RetryBudgets()
         self._probes = ProbeFile(settings.run_dir / PROBES_FILE)
         self._due: set[str] = set()  # what the change log says is new, and is not in force yet: REVISION, SIGNING
+        self._turn = asyncio.Lock()  # who comes second finds in force what the first has read
         self._held: set[str] = set()  # of these, what could not be put in force: `_retry` looks at it again
         self._secrets: dict[str, str] = {}  # those in use, in the clear, by name
         self._sealed: tuple[str, ...] = ()  # the names of those that cannot be opened
@@ -394,13 +395,16 @@ class Services:
         await self._backends.retire()
         return table
 
-    async def follow(self) -> None:
-        """Apply changes as they are made. Runs until cancelled; the store may go away and come back meanwhile."""
+    async def follow(self, poll_s: float = POLL_S, *, waited_for: bool = True) -> None:
+        """Apply changes as they are made. Runs until cancelled; the store may go away and come back meanwhile.
+
+        `waited_for`: a change is answered when it is in force here. A process that is not must ask for it itself (`be_current`).
+        """
         local, looked_s, observed_s, swept_s, failing = -1, 0.0, 0.0, 0.0, False
         remote_s = REMOTE_POLL_S if self.db.dialect == "postgresql" else LOST_WORD_S
         generation, live, wake, loop = self.generation, self.live, asyncio.Event(), asyncio.get_running_loop()
         timer: asyncio.Handle | None = None
-        place, in_force = generation.follow(), 0 if self._due else live.applied
+        place, in_force = generation.follow() if waited_for else -1, 0 if self._due else live.applied
         reconciling = asyncio.create_task(self._reconcile(), name="reconcile")
         uses = asyncio.create_task(self._write_uses(), name="uses")
         retry = asyncio.create_task(self._retry(), name="retry")
@@ -413,7 +417,7 @@ class Services:
 
         def look() -> None:  # a plain timer: waking a task this often would cost more than all the rest of an idle server
             nonlocal timer, swept_s
-            timer = loop.call_later(POLL_S, look)  # first: whatever fails below, changes are looked for again
+            timer = loop.call_later(poll_s, look)  # first: whatever fails below, changes are looked for again
             now_s = time.monotonic()
             if now_s > swept_s + SWEEP_S:
                 swept_s = now_s
@@ -518,20 +522,27 @@ class Services:
                 continue
             noted = {event for event in noted if event.until_s is None or event.until_s > now_s} | found
 
+    async def be_current(self) -> None:
+        """Put in force what was announced on this host so far. Where that fails, what is in force stays so."""
+        if self.generation.change != self.live.applied or self._due or self._turn.locked():
+            with contextlib.suppress(Exception):  # `follow` tries it again, and says what it is
+                await self.catch_up()
+
     async def catch_up(self) -> None:
         """Put in force what the change log says. Raises `StoreUnavailable`: what is in force stays so."""
-        announced = self.generation.change
-        changed = await self.live.catch_up(self.db, self._spending)
-        if self.live.applied > self.generation.change:  # made on another host
-            self.generation.set_change(self.live.applied)
-        elif self.live.applied < announced:  # an older copy of the database: what was announced is no more, and nobody is behind
-            self.generation.reset_change(self.live.applied)
-        if not changed.isdisjoint(("revision", "secret")):
-            self._due.add(REVISION)
-        if "signing_key" in changed:
-            self._due.add(SIGNING)
-        for what in sorted(self._due):
-            await self._put_in_force(what)
+        async with self._turn:
+            announced = self.generation.change
+            changed = await self.live.catch_up(self.db, self._spending)
+            if self.live.applied > self.generation.change:  # made on another host
+                self.generation.set_change(self.live.applied)
+            elif self.live.applied < announced:  # an older copy of the database: what was announced is no more, and nobody is behind
+                self.generation.reset_change(self.live.applied)
+            if not changed.isdisjoint(("revision", "secret")):
+                self._due.add(REVISION)
+            if "signing_key" in changed:
+                self._due.add(SIGNING)
+            for what in sorted(self._due):
+                await self._put_in_force(what)
 
     async def _put_in_force(self, what: str) -> None:
         """One of what is due. Where that fails, changes do not wait for it. Raises `StoreUnavailable`: it is due still."""
@@ -542,7 +553,7 @@ class Services:
             else:
                 await self._load_signing()
             self._held.discard(what)
-        except StoreUnavailable:
+        except (StoreUnavailable, asyncio.CancelledError):
             self._due.add(what)
             raise
         except Exception as fault:

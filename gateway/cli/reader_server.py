@@ -11,6 +11,7 @@ import sys
 
 import structlog
 import uvloop
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.apart import Answering
 from gateway.app import Services
@@ -21,6 +22,7 @@ from gateway.store.errors import StoreFault, StoreUnavailable
 
 logger = structlog.get_logger(__name__)
 
+_POLL_S = 0.2  # changes on this host are asked for with each request
 _NICE = 10  # where a core is short, reports wait for what is relayed
 
 
@@ -31,6 +33,17 @@ def run() -> None:
     os.nice(_NICE)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_read(settings))
+
+
+def _current(services: Services) -> ASGIApp:
+    """The application, which knows of every change that was answered before it is asked."""
+    api = services.whole_api()
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await services.be_current()
+        await api(scope, receive, send)
+
+    return answer
 
 
 async def _read(settings: Settings) -> None:
@@ -46,8 +59,8 @@ async def _read(settings: Settings) -> None:
     try:
         with contextlib.suppress(StoreUnavailable):
             await services.catch_up()
-        following = asyncio.create_task(services.follow(), name="follow")
-        answering = await Answering.open(services.whole_api(), settings.reader_socket)
+        following = asyncio.create_task(services.follow(_POLL_S, waited_for=False), name="follow")
+        answering = await Answering.open(_current(services), settings.reader_socket)
         gc.collect()
         gc.freeze()
         await stop.wait()

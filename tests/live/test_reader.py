@@ -67,6 +67,9 @@ def test_what_was_changed_a_moment_ago_is_read(running: Gateway, admin: httpx.Cl
         assert (seen.status_code, seen.json()["name"]) == (200, f"fresh-{number}")
         own = httpx.get(f"{running.url}/v1/usage", headers={"authorization": f"Bearer {made.json()['key']}"}, trust_env=False, timeout=30)
         assert own.status_code == 200, own.text
+        assert admin.post(f"/admin/keys/{made.json()['id']}/revoke").status_code == 200
+        own = httpx.get(f"{running.url}/v1/usage", headers={"authorization": f"Bearer {made.json()['key']}"}, trust_env=False, timeout=30)
+        assert own.status_code == 401, own.text
 
 
 def test_who_asks_is_known_there_too(running: Gateway, admin: httpx.Client) -> None:

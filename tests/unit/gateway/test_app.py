@@ -223,6 +223,29 @@ async def test_a_change_that_is_answered_is_in_force(house: House) -> None:
             assert all(services.live.key_by_digest(digest(issued.key)) for services in (one, other))
 
 
+async def test_who_is_not_waited_for_has_every_change_in_force_when_it_asks(house: House) -> None:
+    services = await Services.open(house.settings)
+    following = asyncio.create_task(services.follow(60.0, waited_for=False))
+    await asyncio.sleep(0)
+    try:
+        issued = await create_key(house.db, house.generation, CLI, name="k")
+        assert services.live.key_by_digest(digest(issued.key)) is None, "the change was answered without it"
+        await services.be_current()
+        assert services.live.key_by_digest(digest(issued.key)) is not None
+        await revoke_key(house.db, house.generation, CLI, issued.id)
+        revision = await apply_revision(house.db, house.generation, CLI, DOCUMENT | {"defaults": {"temperature": 0.5}})
+
+        async def seen() -> tuple[bool, int]:
+            await services.be_current()
+            return services.live.key_by_digest(digest(issued.key)) is not None, services.relay.table.revision
+
+        assert set(await asyncio.gather(*(seen() for _ in range(20)))) == {(False, revision.id)}, "who comes second waits for the first"
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await services.close()
+
+
 async def test_all_spending_is_read_anew(house: House) -> None:
     document = {"models": [DOCUMENT["models"][0] | {"limits": {"budget": "0.10/month"}}]}
     await apply_revision(house.db, house.generation, CLI, document)
