@@ -88,6 +88,7 @@ POLL_S = 0.015  # how often the shared counters are looked at: a change is in fo
 OBSERVE_S = 1.0
 SWEEP_S = 0.5  # what a killed process held is free within a second
 SETTLE_S = 10.0  # how long a starting server waits for the ledger of one that died
+CURRENT_S = 2.0  # how long who asks for what was changed waits for it
 LOST_WORD_S = 1.0  # the same on SQLite, where the counters tell of each change: only to see that the file is still there
 USES_S = 10.0
 STOPS_S = 1.0
@@ -207,6 +208,8 @@ class Services:
         self._probes = ProbeFile(settings.run_dir / PROBES_FILE)
         self._due: set[str] = set()  # what the change log says is new, and is not in force yet: REVISION, SIGNING
         self._turn = asyncio.Lock()  # who comes second finds in force what the first has read
+        self._current = -1  # the change up to which all is in force, what was due included
+        self._catching: asyncio.Task[None] | None = None
         self._held: set[str] = set()  # of these, what could not be put in force: `_retry` looks at it again
         self._secrets: dict[str, str] = {}  # those in use, in the clear, by name
         self._sealed: tuple[str, ...] = ()  # the names of those that cannot be opened
@@ -522,27 +525,42 @@ class Services:
                 continue
             noted = {event for event in noted if event.until_s is None or event.until_s > now_s} | found
 
-    async def be_current(self) -> None:
-        """Put in force what was announced on this host so far. Where that fails, what is in force stays so."""
-        if self.generation.change != self.live.applied or self._due or self._turn.locked():
-            with contextlib.suppress(Exception):  # `follow` tries it again, and says what it is
-                await self.catch_up()
+    async def be_current(self) -> bool:
+        """Put in force what was announced on this host so far; False: it is not (the database is away, say). Takes two seconds at most."""
+        if not self._is_current():
+            if self._catching is None or self._catching.done():
+                self._catching = asyncio.create_task(self._catch_up_once(), name="catch up")
+            await asyncio.wait({self._catching}, timeout=CURRENT_S)  # one look for all who ask meanwhile
+        return self._is_current()
+
+    def _is_current(self) -> bool:
+        return self.generation.change == self._current and not self._due
+
+    async def _catch_up_once(self) -> None:
+        with contextlib.suppress(Exception):  # `follow` tries it again, and says what it is
+            async with self._turn:
+                if not self._is_current():
+                    await self._catch_up()
 
     async def catch_up(self) -> None:
         """Put in force what the change log says. Raises `StoreUnavailable`: what is in force stays so."""
         async with self._turn:
-            announced = self.generation.change
-            changed = await self.live.catch_up(self.db, self._spending)
-            if self.live.applied > self.generation.change:  # made on another host
-                self.generation.set_change(self.live.applied)
-            elif self.live.applied < announced:  # an older copy of the database: what was announced is no more, and nobody is behind
-                self.generation.reset_change(self.live.applied)
-            if not changed.isdisjoint(("revision", "secret")):
-                self._due.add(REVISION)
-            if "signing_key" in changed:
-                self._due.add(SIGNING)
-            for what in sorted(self._due):
-                await self._put_in_force(what)
+            await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        announced = self.generation.change
+        changed = await self.live.catch_up(self.db, self._spending)
+        if self.live.applied > self.generation.change:  # made on another host
+            self.generation.set_change(self.live.applied)
+        elif self.live.applied < announced:  # an older copy of the database: what was announced is no more, and nobody is behind
+            self.generation.reset_change(self.live.applied)
+        if not changed.isdisjoint(("revision", "secret")):
+            self._due.add(REVISION)
+        if "signing_key" in changed:
+            self._due.add(SIGNING)
+        for what in sorted(self._due):
+            await self._put_in_force(what)
+        self._current = self.live.applied
 
     async def _put_in_force(self, what: str) -> None:
         """One of what is due. Where that fails, changes do not wait for it. Raises `StoreUnavailable`: it is due still."""
@@ -652,6 +670,8 @@ class Services:
             self._tokenizing.cancel()
         if self._looking is not None:
             self._looking.cancel()
+        if self._catching is not None:
+            self._catching.cancel()
         for request in list(self.relay.counting):
             request.hurry()
         self.relay.log.flush()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -101,18 +102,23 @@ def is_reading(scope: Scope) -> bool:
 
 
 class Answering:
-    """The other end. Made by `open`."""
+    """The other end. Made by `open`.
 
-    def __init__(self, app: ASGIApp, socket: Path) -> None:
+    `current`: asked before each answer whether all that was changed before is in force here. Where it is not, nothing is answered: changes
+    wait for the server process, which answers then.
+    """
+
+    def __init__(self, app: ASGIApp, socket: Path, current: Callable[[], Awaitable[bool]]) -> None:
         self._app = app
         self._socket = socket
+        self._current = current
         self._running: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     @classmethod
-    async def open(cls, app: ASGIApp, socket: Path) -> Answering:
+    async def open(cls, app: ASGIApp, socket: Path, current: Callable[[], Awaitable[bool]]) -> Answering:
         """Raises `OSError` where the path cannot be listened at: more than 107 bytes, for instance."""
-        made = cls(app, socket)
+        made = cls(app, socket, current)
         made._server = await asyncio.start_unix_server(made._connected, str(socket))
         return made
 
@@ -131,7 +137,8 @@ class Answering:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         try:
-            await _answer(self._app, reader, writer)
+            if await self._current():
+                await _answer(self._app, reader, writer)
         except (OSError, EOFError):
             pass  # the server process has gone, or its client
         except Exception:

@@ -11,7 +11,6 @@ import sys
 
 import structlog
 import uvloop
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.apart import Answering
 from gateway.app import Services
@@ -35,17 +34,6 @@ def run() -> None:
         runner.run(_read(settings))
 
 
-def _current(services: Services) -> ASGIApp:
-    """The application, which knows of every change that was answered before it is asked."""
-    api = services.whole_api()
-
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        await services.be_current()
-        await api(scope, receive, send)
-
-    return answer
-
-
 async def _read(settings: Settings) -> None:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -60,7 +48,7 @@ async def _read(settings: Settings) -> None:
         with contextlib.suppress(StoreUnavailable):
             await services.catch_up()
         following = asyncio.create_task(services.follow(_POLL_S, waited_for=False), name="follow")
-        answering = await Answering.open(_current(services), settings.reader_socket)
+        answering = await Answering.open(services.whole_api(), settings.reader_socket, services.be_current)
         gc.collect()
         gc.freeze()
         await stop.wait()

@@ -70,6 +70,7 @@ class LiveTables:
         # What several keys have is there once, and goes with the last of them.
         self._patterns: WeakValueDictionary[tuple[str, ...], re.Pattern[str]] = WeakValueDictionary()
         self._networks: WeakValueDictionary[tuple[str, ...], Networks] = WeakValueDictionary()
+        self._kinds: set[str] = set()  # of what was applied and nobody was told of: a catch-up that fails halfway leaves them to the next
         self._turn = asyncio.Lock()  # two catch-ups at once could put an older entry over a newer one
 
     @classmethod
@@ -87,7 +88,6 @@ class LiveTables:
         An entry is put in place only when all of its step could be read. Raises `StoreUnavailable`; the tables then stay as they were.
         `spending` is read first: a budget is not in force before it is known what it has left.
         """
-        kinds: set[str] = set()
         async with self._turn:
             more = True
             while more:
@@ -100,10 +100,11 @@ class LiveTables:
                         gc.freeze()  # or its next look at what is new, all of this, would hold the loop for 50 ms
                     return set(_EVERYTHING)
                 self._apply(news)
-                kinds.update(entry.kind for entry in news.entries)
+                self._kinds.update(entry.kind for entry in news.entries)
                 more = len(news.entries) == STEP
             if self._moving:
                 await self._move(db, spending)
+            kinds, self._kinds = self._kinds, set()
         return kinds
 
     @property

@@ -128,7 +128,8 @@ def _hour(at_s: float) -> int:
 def _by_place(values: list[int], places: list[int], rows: list[int]) -> list[int]:
     """The sum of the values of each place. `places`: of each value; `rows`: how many each place has."""
     if repeated([values]):
-        return [count * values[0] for count in rows]
+        one = 0 + values[0]  # what is no number is refused, as in a sum
+        return [count * one for count in rows]
     sums = [0] * len(rows)
     for place, value in zip(places, values, strict=True):
         sums[place] += value

@@ -230,13 +230,13 @@ async def test_who_is_not_waited_for_has_every_change_in_force_when_it_asks(hous
     try:
         issued = await create_key(house.db, house.generation, CLI, name="k")
         assert services.live.key_by_digest(digest(issued.key)) is None, "the change was answered without it"
-        await services.be_current()
+        assert await services.be_current()
         assert services.live.key_by_digest(digest(issued.key)) is not None
         await revoke_key(house.db, house.generation, CLI, issued.id)
         revision = await apply_revision(house.db, house.generation, CLI, DOCUMENT | {"defaults": {"temperature": 0.5}})
 
         async def seen() -> tuple[bool, int]:
-            await services.be_current()
+            assert await services.be_current()
             return services.live.key_by_digest(digest(issued.key)) is not None, services.relay.table.revision
 
         assert set(await asyncio.gather(*(seen() for _ in range(20)))) == {(False, revision.id)}, "who comes second waits for the first"

@@ -90,6 +90,10 @@ async def socket(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("s") / "reader.sock"
 
 
+async def current() -> bool:
+    return True
+
+
 async def called(asgi: ASGIApp, path: str, client: Client | None = None, **more: Any) -> Client:
     client = client or Client()
     await asgi(scope(path, **more), client.receive, client.send)
@@ -97,7 +101,7 @@ async def called(asgi: ASGIApp, path: str, client: Client | None = None, **more:
 
 
 async def test_a_request_is_answered_apart_as_it_was_asked(socket: Path) -> None:
-    answering = await Answering.open(app("reader"), socket)
+    answering = await Answering.open(app("reader"), socket, current)
     seen = await called(Apart(app("server"), socket), "/admin/who")
     assert seen.messages[0]["status"] == 201
     assert dict(seen.messages[0]["headers"])[b"content-type"] == b"application/json"
@@ -108,9 +112,21 @@ async def test_a_request_is_answered_apart_as_it_was_asked(socket: Path) -> None
 
 async def test_where_nobody_listens_the_server_answers(socket: Path) -> None:
     assert (await called(Apart(app("server"), socket), "/admin/who")).body.startswith(b'["server"')
-    answering = await Answering.open(app("reader"), socket)
+    answering = await Answering.open(app("reader"), socket, current)
     await answering.close(1)
     assert (await called(Apart(app("server"), socket), "/admin/who")).body.startswith(b'["server"')
+
+
+async def test_where_a_change_is_not_in_force_apart_the_server_answers(socket: Path) -> None:
+    in_force = [False, True]
+
+    async def known() -> bool:
+        return in_force.pop(0)
+
+    answering = await Answering.open(app("reader"), socket, known)
+    assert (await called(Apart(app("server"), socket), "/admin/who")).body.startswith(b'["server"')
+    assert (await called(Apart(app("server"), socket), "/admin/who")).body.startswith(b'["reader"')
+    await answering.close(1)
 
 
 @pytest.mark.parametrize("said", [None, b"", b"H\0", b"X\0\0\0\0", b"H\xff\xff\xff\xff"])
@@ -144,7 +160,7 @@ async def test_an_answer_that_breaks_off_is_not_said_to_be_whole(socket: Path) -
 
 async def test_a_slow_client_holds_up_who_answers(socket: Path) -> None:
     told: dict[str, Any] = {}
-    answering = await Answering.open(app("reader", told), socket)
+    answering = await Answering.open(app("reader", told), socket, current)
     client = Client(slow=True)
     task = asyncio.create_task(called(Apart(app("server"), socket), "/admin/long", client))
     before = None
@@ -161,7 +177,7 @@ async def test_a_slow_client_holds_up_who_answers(socket: Path) -> None:
 
 async def test_who_answers_is_told_that_the_client_left(socket: Path) -> None:
     told: dict[str, Any] = {}
-    answering = await Answering.open(app("reader", told), socket)
+    answering = await Answering.open(app("reader", told), socket, current)
     client = Client(slow=True)
     task = asyncio.create_task(called(Apart(app("server"), socket), "/admin/long", client))
     while len(client.messages) < 1:
@@ -175,7 +191,7 @@ async def test_who_answers_is_told_that_the_client_left(socket: Path) -> None:
 
 async def test_what_runs_may_end_before_the_reader_does(socket: Path) -> None:
     told: dict[str, Any] = {}
-    answering = await Answering.open(app("reader", told), socket)
+    answering = await Answering.open(app("reader", told), socket, current)
     client = Client(slow=True)
     task = asyncio.create_task(called(Apart(app("server"), socket), "/admin/long", client))
     while not told:

@@ -5,6 +5,7 @@ import gc
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import insert, update
@@ -220,6 +221,33 @@ async def test_with_the_database_away_what_is_known_stays(tmp_path: Path, db: Da
         await live.catch_up(away)
     await away.close()
     assert why_not(live, issued.key) is None
+
+
+async def test_what_a_catch_up_that_failed_halfway_has_read_is_told_by_the_next(db: Database, generation: Generation) -> None:
+    """The records of a user's many keys follow in transactions of their own."""
+
+    class Leaving:
+        """The database goes away after the log was read."""
+
+        asked = 0
+
+        def look(self) -> Any:
+            self.asked += 1
+            if self.asked > 1:
+                raise StoreUnavailable("gone")
+            return db.look()
+
+    async with db.write() as conn:
+        owner = await users.create(conn, "many@localhost", Role.MEMBER, None, 1.0)
+        made = [ApiKey(f"{n:012d}", owner.id, "k", ("*",), ("inference",), Limits(), 1.0) for n in range(STEP + 1)]
+        await keys.insert_keys(conn, [(key, digest(key.id)) for key in made])
+    live = await LiveTables.load(db)
+    await changes.disable_user(db, generation, CLI, owner.id)
+    with pytest.raises(StoreUnavailable):
+        await live.catch_up(Leaving())  # type: ignore[arg-type]  # it is asked for nothing else
+    assert live.key_by_digest(digest("000000000000")) is None, "in force all the same"
+    assert "user" in await live.catch_up(db)
+    assert await live.catch_up(db) == set()
 
 
 async def test_an_older_database_makes_it_read_everything_again(db: Database, generation: Generation, issued: IssuedKey) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,3 +46,10 @@ def test_they_add_what_each_adds(rows: list[dict[str, Any]], common: list[str], 
     required = [row | {name: row[name] or "x" for name in ("user_id", "model", "ending")} for row in rows]
     there = [row | {name: row[name] or "x" for name in ("user_id", "model", "ending")} for row in before]
     assert hours_of([[row.get(name) for row in required] for name in COLUMNS], one_by_one(there)) == one_by_one(there + required)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_is_no_number_is_refused(rows: int) -> None:
+    row = {"started_at": 1.0, "user_id": "u", "model": "m", "ending": "success", **dict.fromkeys(COUNTED, 1), "prompt_tokens": "5"}
+    with pytest.raises(TypeError):
+        hours_of([[row.get(name)] * rows for name in COLUMNS], {})
