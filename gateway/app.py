@@ -207,10 +207,10 @@ class Services:
         self._retries = RetryBudgets()
         self._probes = ProbeFile(settings.run_dir / PROBES_FILE)
         self._due: set[str] = set()  # what the change log says is new, and is not in force yet: REVISION, SIGNING
+        self._held: set[str] = set()  # of these, what could not be put in force: `_retry` looks at it again
         self._turn = asyncio.Lock()  # who comes second finds in force what the first has read
         self._current = -1  # the change up to which all is in force, what was due included
         self._catching: asyncio.Task[None] | None = None
-        self._held: set[str] = set()  # of these, what could not be put in force: `_retry` looks at it again
         self._secrets: dict[str, str] = {}  # those in use, in the clear, by name
         self._sealed: tuple[str, ...] = ()  # the names of those that cannot be opened
         self._tokenizing: asyncio.Task[None] | None = None

@@ -2,9 +2,9 @@
 
 `Apart` stands in front of a server process's application. It hands a request on over a Unix socket in GATEWAY_HOME/run, and takes back
 the answer a piece at a time, as fast as its client does. At the other end, in the reader process, `Answering` calls the same application.
-Who may connect may read the database too: the folder is its owner's alone. Where nobody answers (the reader is being started, or was
-killed) the server process answers itself: these requests change nothing, and may be asked twice (a reading of logged content is in the
-audit log twice then).
+Who may connect may read the database too: the folder is its owner's alone. Where nobody answers (the reader is being started, was
+killed, or has not put in force what was changed before) the server process answers itself: these requests change nothing, and may be asked
+twice (a reading of logged content is in the audit log twice then).
 
 On the socket: one request per connection, frames of a letter, a length (4 bytes) and so many bytes. `S` is the scope as JSON; back come
 `H` (status and headers as JSON), `B` (a piece of the body), `E` (its last). Whoever gives up closes the connection.
