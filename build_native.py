@@ -74,6 +74,8 @@ COMPILED = (
 )
 # Modules that have a form in C beside them, written by hand: the same functions, under the same tests.
 WRITTEN_IN_C = ("gateway/limits/levels.py", "gateway/metering/lines.py") if sys.platform == "linux" else ("gateway/metering/lines.py",)
+# Calls go where they go to at once, not by way of a table that others could put something else into: 5 % of a request.
+_DIRECT = ("-fvisibility=hidden", "-fno-plt")
 _PACKAGES = ("auth", "backends", "gateway")
 
 
@@ -141,6 +143,10 @@ def compile_into(scratch: Path) -> None:
     c_files = str(scratch / "c")
     extensions = mypycify(["--config-file=pyproject.toml", *files], only_compile_paths=files, group_name=LIBRARY, target_dir=c_files)
     extensions += [Extension(_module(path), [str(_in_c(path))], extra_compile_args=["-O2"]) for path in WRITTEN_IN_C]
+    if sys.platform == "linux":
+        for extension in extensions:
+            extension.extra_compile_args += _DIRECT
+            extension.extra_link_args += ["-Wl,-z,now"]
     command = build_ext(Distribution({"name": LIBRARY, "ext_modules": extensions}))
     command.build_lib, command.build_temp = str(scratch / "lib"), str(scratch / "objects")
     command.parallel = os.cpu_count()

@@ -7,10 +7,11 @@ component could judge the first and another use the second.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from auth.errors import CredentialInvalid, CredentialMissing
 
-_NAMES = frozenset((b"authorization", b"x-api-key", b"api-key"))
+_NAMES: Final = frozenset((b"authorization", b"x-api-key", b"api-key"))
 
 
 class Shown:

@@ -396,7 +396,7 @@ class Connection(asyncio.Protocol):
             exchange.sink.on_error(MaybeSent("reset" if exc else "closed"))
 
 
-_FRAMING = frozenset((b"content-length", b"transfer-encoding"))
+_FRAMING: Final = frozenset((b"content-length", b"transfer-encoding"))
 
 
 class _Surplus(Exception):

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from gateway.wire.usage import Usage
 
 # 401, 402, 403, 407: the backend refuses *our* credential or account. That is never the client's to mend.
-_OURS = frozenset((401, 402, 403, 407))
-_BUSY = frozenset((503, 529))
-_CLIENTS = frozenset((400, 404, 413, 422))
+_OURS: Final = frozenset((401, 402, 403, 407))
+_BUSY: Final = frozenset((503, 529))
+_CLIENTS: Final = frozenset((400, 404, 413, 422))
 _FULL_PARSE_BELOW: Final = 1_000_000
-_FINISH = re.compile(rb'"finish_reason"\s*:\s*"|response\.completed|message_stop')
-_OVERFLOW = re.compile(r"maximum context length is \d+ tokens")
+_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"|response\.completed|message_stop')
+_OVERFLOW: Final = re.compile(r"maximum context length is \d+ tokens")
 
 
 def take(flow: Flow, attempt: Attempt, body: bytes, by_close: bool) -> None:

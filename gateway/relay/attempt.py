@@ -372,4 +372,4 @@ class Attempt:
         return UpstreamFailed(f"The backend {self.flow.backend_name} broke off its answer.")
 
 
-_FRAMING = frozenset((b"content-length", b"transfer-encoding"))
+_FRAMING: Final = frozenset((b"content-length", b"transfer-encoding"))

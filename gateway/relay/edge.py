@@ -63,7 +63,7 @@ TICK_S: Final = 0.1
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: closing sends RST
 
 # Client headers that a backend may see. Everything else, credentials above all, stays here.
-_FORWARDED = frozenset((b"traceparent", b"tracestate", b"openai-beta", b"anthropic-version", b"anthropic-beta", b"accept-language"))
+_FORWARDED: Final = frozenset((b"traceparent", b"tracestate", b"openai-beta", b"anthropic-version", b"anthropic-beta", b"accept-language"))
 _EXPOSED: Final = (
     b"access-control-expose-headers: x-request-id, retry-after, retry-after-ms, x-should-retry, "
     b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "

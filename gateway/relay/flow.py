@@ -561,6 +561,9 @@ class Flow:
     def _outgoing(self, target: Target, peek: Peek, asks_usage: bool) -> bytes:
         """The body for this target: the client's, with as few bytes changed as may be."""
         operation = self.request.operation
+        parameters = self._serving.parameters
+        if target.upstream_model == peek.model and not asks_usage and not self._spliced and not parameters:
+            return self._body
         values: dict[str, bytes] = {}
         if target.upstream_model != peek.model:
             values["model"] = orjson.dumps(target.upstream_model)
@@ -568,7 +571,6 @@ class Flow:
             options = peek.fields.get("stream_options") or {}
             values["stream_options"] = orjson.dumps({**options, "include_usage": True})
         values.update(self._spliced)
-        parameters = self._serving.parameters
         if parameters and not operation.inside:
             for name, default in operation.parameters(parameters, peek).items():
                 values.setdefault(name, orjson.dumps(default))
@@ -1186,9 +1188,9 @@ class Flow:
         logger.error("backend failed", request_id=self.request.id, backend=self.backend_name, error=kind, place="".join(place))
 
 
-_UNREMARKABLE = frozenset(("ok", "4xx", "client_gone"))
+_UNREMARKABLE: Final = frozenset(("ok", "4xx", "client_gone"))
 # Outcomes that say nothing about a backend's health. 429: it rests for as long as it said.
-_NO_VERDICT = frozenset(
+_NO_VERDICT: Final = frozenset(
     ("4xx", "client_gone", "shutdown", "bug", "400", "422", "429", "stale", "loading", "failed", "no_memory", "too_large", "total_timeout")
 )
 

@@ -13,7 +13,7 @@ from gateway.wire import multipart
 from gateway.wire.body import Peek
 from gateway.wire.protocols import INPUT, MESSAGES, OPENAI, RAW, RESPONSES, WireProtocol
 
-_OUTPUT_LIMITS = frozenset(("max_tokens", "max_completion_tokens", "max_output_tokens"))
+_OUTPUT_LIMITS: Final = frozenset(("max_tokens", "max_completion_tokens", "max_output_tokens"))
 _JSON: Final = b"application/json"
 
 
@@ -181,15 +181,15 @@ _PASSED_ON = (
     Operation("translations", "/audio/translations", (("file",),), RAW, raw=True, json=False, multipart=True, custom_only=True),
 )
 
-CONTROL = Operation("control", "", ())
+CONTROL: Final = Operation("control", "", ())
 """What is not relayed. Named where such a request is refused before ASGI sees it."""
 
 # Request target -> operation. Looked up with the path exactly as the client sent it.
-ROUTES: dict[bytes, Operation] = {b"/v1" + op.path.encode(): op for op in _OPERATIONS + _PASSED_ON} | {
+ROUTES: Final[dict[bytes, Operation]] = {b"/v1" + op.path.encode(): op for op in _OPERATIONS + _PASSED_ON} | {
     op.path.encode(): op for op in _OPERATIONS if op.inside
 }
 
-OPERATIONS: dict[str, Operation] = {op.name: op for op in _OPERATIONS + _PASSED_ON}
+OPERATIONS: Final[dict[str, Operation]] = {op.name: op for op in _OPERATIONS + _PASSED_ON}
 """By name."""
 
 # What a member that is required may be, and how that is said. Not named: a string or a list.

@@ -20,24 +20,24 @@ import orjson
 from gateway.errors import InvalidRequest
 
 MAX_CHOICES: Final = 128  # as OpenAI has it
-LIMIT_NAMES = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-ACTED_ON = frozenset({"model", "stream", "stream_options", "n", "best_of", *LIMIT_NAMES})
+LIMIT_NAMES: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+ACTED_ON: Final = frozenset({"model", "stream", "stream_options", "n", "best_of", *LIMIT_NAMES})
 
 # Keys that clients commonly send and that are no twin of ours: spares the case-fold below. Not a list of what is allowed: all is.
-_COMMON = ACTED_ON | frozenset(
+_COMMON: Final = ACTED_ON | frozenset(
     "messages prompt input temperature top_p stop seed tools tool_choice response_format presence_penalty frequency_penalty logprobs "
     "top_logprobs user encoding_format dimensions metadata store logit_bias parallel_tool_calls echo suffix".split()
 )
 
 # One JSON string or one structural character, on bytes already known to be valid JSON.
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]', re.DOTALL)
+_TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]', re.DOTALL)
 # \u0041 to \u007a spell ASCII letters and the underscore: no client escapes those, so a body with one gets the exact scan.
-_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
+_ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7]")
 _LONG_BYTES: Final = 16_384
 _MOST_QUOTES: Final = 256
-_WRITTEN = {key: b'"' + key.encode() + b'"' for key in ACTED_ON}
-_EMPTY = re.compile(rb"\s*}")
-_VALUE_AFTER_KEY = re.compile(rb'\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*"|[^\s",{}\[\]]+)')
+_WRITTEN: Final = {key: b'"' + key.encode() + b'"' for key in ACTED_ON}
+_EMPTY: Final = re.compile(rb"\s*}")
+_VALUE_AFTER_KEY: Final = re.compile(rb'\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*"|[^\s",{}\[\]]+)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,19 +147,22 @@ def output_limit(fields: dict[str, Any], limit_names: tuple[str, ...]) -> int | 
 
 
 def _refuse_ambiguous(body: bytes, fields: dict[str, Any]) -> None:
+    written: list[bytes] = []
     for key in fields:
-        if key not in _COMMON and key.casefold() in ACTED_ON:
+        ours = _WRITTEN.get(key)
+        if ours is not None:
+            written.append(ours)
+        elif key not in _COMMON and key.casefold() in ACTED_ON:
             plain = key.casefold()
             raise InvalidRequest(f"The key {key!r} differs from {plain!r} only in case; write it as documented.", param=plain)
-    if not _spelled_once(body, fields):
+    if not _spelled_once(body, written):
         _refuse_twins(body)
 
 
-def _spelled_once(body: bytes, fields: dict[str, Any]) -> bool:
-    """Is it plain that no key of ours stands twice? Every look is a fast search, also over a prompt of many megabytes."""
-    if body.find(b"\\") >= 0 and _ESCAPED_LETTER.search(body) is not None:
+def _spelled_once(body: bytes, written: list[bytes]) -> bool:
+    """Is it plain that none of these keys, which are there, stands twice? Every look is a fast search, also over a prompt of megabytes."""
+    if b"\\" in body and _ESCAPED_LETTER.search(body) is not None:
         return False
-    written = [_WRITTEN[key] for key in fields if key in _WRITTEN]
     if len(body) > _LONG_BYTES:
         once = _once_each(body, tuple(written))
         if once is not None:

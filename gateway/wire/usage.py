@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import orjson
 
@@ -14,13 +14,28 @@ _USAGE_BYTES: Final = 4096  # no usage object is larger
 MAX_TOKENS: Final = 10**9  # a count above this is a fault of the backend, and its price would not fit into the store
 
 
-class Usage(NamedTuple):
-    """Tokens of one request. Zero is a number; a missing count is None."""
+class Usage:
+    """Tokens of one request. Zero is a number; a missing count is None. (No named tuple: making one cost more than finding its numbers.)"""
 
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
+    __slots__ = ("cached_tokens", "completion_tokens", "prompt_tokens", "reasoning_tokens")
+
+    def __init__(self, prompt_tokens: int | None, completion_tokens: int | None, cached_tokens: int = 0, reasoning_tokens: int = 0) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = completion_tokens
+        self.cached_tokens = cached_tokens
+        self.reasoning_tokens = reasoning_tokens
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Usage) and self._all() == other._all()
+
+    def __hash__(self) -> int:
+        return hash(self._all())
+
+    def __repr__(self) -> str:
+        return f"Usage{self._all()}"
+
+    def _all(self) -> tuple[int | None, int | None, int, int]:
+        return self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.reasoning_tokens
 
 
 def usage_of(value: Any) -> Usage | None:
@@ -74,7 +89,7 @@ def usage_of_message(value: Any) -> Usage | None:
         return found
     read = _count(usage, "cache_read_input_tokens") or 0
     written = _count(usage, "cache_creation_input_tokens") or 0
-    return found._replace(prompt_tokens=min(found.prompt_tokens + read + written, MAX_TOKENS), cached_tokens=read)
+    return Usage(min(found.prompt_tokens + read + written, MAX_TOKENS), found.completion_tokens, read, found.reasoning_tokens)
 
 
 def merged(before: Usage | None, found: Usage | None) -> Usage | None:
@@ -93,12 +108,11 @@ def _higher(one: int | None, other: int | None) -> int | None:
     return other if one is None else one if other is None else max(one, other)
 
 
-def _count(usage: dict[str, Any], *names: str) -> int | None:
-    for name in names:
-        value = usage.get(name)
-        if type(value) is int and 0 <= value <= MAX_TOKENS:
-            return value
-    return None
+def _count(usage: dict[str, Any], name: str, other_name: str = "") -> int | None:
+    value = usage.get(name)
+    if type(value) is int and 0 <= value <= MAX_TOKENS:
+        return value
+    return _count(usage, other_name) if other_name else None
 
 
 def _detail(usage: dict[str, Any], groups: tuple[str, ...], name: str) -> int:
