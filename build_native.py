@@ -60,6 +60,7 @@ COMPILED = (
     "gateway/relay/shadow.py",
     "gateway/relay/stream.py",
     "gateway/routing/health.py",
+    "gateway/routing/policies/weighted.py",
     "gateway/routing/retries.py",
     "gateway/routing/table.py",
     "gateway/routing/verdict.py",

@@ -242,15 +242,13 @@ class Http1Exchange:
         if self._paused:
             connection.transport.pause_reading()
         body = call.body
-        pieces = [self._pool.head(call.path, call.content_type), b"%d\r\n" % len(body)]
+        head, length, lines = self._pool.head(call.path, call.content_type), str(len(body)).encode(), b""
         for name, value in call.headers:
-            pieces += (name, b": ", value, b"\r\n")
-        pieces.append(b"\r\n")
+            lines += b"%b: %b\r\n" % (name, value)
         if len(body) < _JOIN_BELOW:
-            pieces.append(body)
-            connection.transport.write(b"".join(pieces))
+            connection.transport.write(b"%b%b\r\n%b\r\n%b" % (head, length, lines, body))
         else:
-            connection.transport.writelines((b"".join(pieces), body))
+            connection.transport.writelines((b"%b%b\r\n%b\r\n" % (head, length, lines), body))
 
 
 class Connection(asyncio.Protocol):

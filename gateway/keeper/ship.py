@@ -44,7 +44,7 @@ from gateway.store.rows import Columns
 
 logger = structlog.get_logger(__name__)
 
-BATCH_BYTES = 2_000_000
+BATCH_BYTES = 4_000_000
 ID_FILE = "id"
 _KEY_AT, _STARTED_AT = FIELDS.index("key_id"), FIELDS.index("started_at")
 _MOST_S = 1e12  # no day of the calendar is beyond it

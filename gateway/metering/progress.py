@@ -41,13 +41,14 @@ _PLAIN_EVENT_BYTES: Final = 16  # an event that carries more words than this on 
 class Progress:
     """The slots of one writer. `path`: its file, which must not be there yet; None: memory that goes with the process."""
 
-    __slots__ = ("_fd", "_free", "_memory", "_size", "_targets", "_words")
+    __slots__ = ("_fd", "_free", "_memory", "_noted", "_size", "_targets", "_words")
 
     def __init__(self, path: Path | None = None) -> None:
         self._fd = -1
         self._free: list[int] = []
         self._size = 0
         self._targets: dict[tuple[str, str | None], bytes] = {}  # what is noted of an attempt, by name and price
+        self._noted: list[bytes] = []  # what of these stands in each slot, whoever had it last
         self._memory = mmap.mmap(-1, _SLOT_BYTES)
         self._map_again(self._memory)
         if path is None:
@@ -74,6 +75,7 @@ class Progress:
             memory = mmap.mmap(self._fd, size * _SLOT_BYTES)
         self._map_again(memory)
         self._free = list(range(size - 1, self._size - 1, -1))
+        self._noted += [b""] * (size - self._size)
         self._size = size
 
     def _map_again(self, memory: mmap.mmap) -> None:
@@ -94,7 +96,7 @@ class Progress:
                 raise LedgerFull("The gateway cannot write its ledger now; try again later.", retry_after_s=10) from None
         slot = self._free.pop()
         at = slot * _SLOT_BYTES
-        self._memory[at : at + _SLOT_BYTES] = _mark(request_id) + _EMPTY
+        self._memory[at : at + _FRESH_BYTES] = _mark(request_id) + _FRESH
         return slot
 
     def give_back(self, slot: int) -> None:
@@ -106,15 +108,17 @@ class Progress:
         """An attempt begins."""
         if slot < 0:
             return
-        at = slot * _SLOT_BYTES + _BACKEND_AT
-        self._words[slot * _WORDS + 1] = number
         told = (backend, price)
         data = self._targets.get(told)
         if data is None:
             if len(self._targets) >= _MOST_TARGETS:
                 self._targets.clear()
             data = self._targets[told] = _field(backend, _PRICE_AT - _BACKEND_AT) + _field(price or "", _SLOT_BYTES - _PRICE_AT)
-        self._memory[at : at + len(data)] = data
+        if self._noted[slot] is not data:
+            at = slot * _SLOT_BYTES + _BACKEND_AT
+            self._memory[at : at + len(data)] = data
+            self._noted[slot] = data
+        self._words[slot * _WORDS + 1] = number  # last: before the first attempt, what stands there is of another request
 
     def sent(self, slot: int) -> None:
         """The attempt may have reached its backend."""
@@ -176,8 +180,8 @@ class Reached:
         self.attempts: int = words[1]
         self.sent = words[2] == 1
         self.handed: int = words[3]
-        self.backend = _text(slot[_BACKEND_AT:_PRICE_AT])
-        self.price = _text(slot[_PRICE_AT:])
+        self.backend = _text(slot[_BACKEND_AT:_PRICE_AT]) if self.attempts else None
+        self.price = _text(slot[_PRICE_AT:]) if self.attempts else None
         self.completion: int = estimated_tokens(words[3], words[4], words[5]) if words[5] >= 0 else 0
         self.reported = words[6] >= 0
         self.half_reported = False
@@ -217,4 +221,5 @@ def _mark(request_id: str) -> bytes:
     return mark if len(mark) == 8 else mark.rjust(8)[-8:]
 
 
-_EMPTY: Final = b"\0" * 40 + b"\xff" * 8 + b"\0" * (_SLOT_BYTES - 56)
+_FRESH: Final = b"\0" * 40 + b"\xff" * 8  # words 1 to 6; the others are read only where these say that they were written
+_FRESH_BYTES: Final = 56

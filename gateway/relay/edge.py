@@ -427,8 +427,8 @@ class Edge(HttpToolsProtocol):
         """A whole answer, and the end of the request."""
         if not request.complete and (request.expects_continue or request.content_length > DISCARD_BYTES):
             request.keep_alive = False
-        head = self._head(request, status, lines) + b"content-length: %d\r\n\r\n" % len(body)
-        self._transport.write(head + body)
+        length = str(len(body)).encode()
+        self._transport.write(b"%bcontent-length: %b\r\n\r\n%b" % (self._head(request, status, lines), length, body))
         self._answered(request)
 
     def write_head(self, request: Request, status: int, lines: bytes, by_close: bool = False) -> None:
@@ -464,7 +464,7 @@ class Edge(HttpToolsProtocol):
         relay = self.relay
         if relay.draining:
             request.keep_alive = False
-        head = heads.STATUS_LINES[status] + relay.clock.date_line + lines + b"x-request-id: " + request.id.encode() + b"\r\n"
+        head = b"%b%b%bx-request-id: %b\r\n" % (heads.STATUS_LINES[status], relay.clock.date_line, lines, request.id.encode())
         if request.origin:
             head += self._cors(request.origin)
         return head if request.keep_alive else head + heads.CLOSE

@@ -105,6 +105,16 @@ def test_a_slot_is_used_again_and_says_nothing_of_who_had_it(writer: SegmentWrit
     assert (row["prompt_tokens"], row["completion_tokens"], row["backend"], row["attempts"], row["price"]) == (0, 0, None, 0, None)
 
 
+def test_a_slot_that_is_used_again_names_the_target_of_its_own_request(writer: SegmentWriter, tmp_path: Path) -> None:
+    for number, (backend, price) in enumerate([("custom-1", PRICES.text), ("custom-1", PRICES.text), ("b", None), ("custom-1", "1/2/")]):
+        running = record(number)
+        slot = writer.begin(running, 1, 1, 40)
+        writer.progress.attempt(slot, 1, backend, price)
+        row = rows(tmp_path)[f"{number:x}"]
+        assert (slot, row["backend"], row["price"], row["attempts"]) == (0, backend, price, 1)
+        writer.end(running, slot)
+
+
 def test_a_slot_of_another_request_is_not_taken_for_ones_own(writer: SegmentWriter, tmp_path: Path) -> None:
     """After a power cut the two files may be of different moments."""
     slot = writer.begin(record(1), 1, 1, 40)
