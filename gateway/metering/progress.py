@@ -13,8 +13,8 @@ A slot, in words of 8 bytes (the machine's own order: it is read where it was wr
     5       of these bytes, how many an event takes beside its words; -1: its events are no tokens
     6       how many events of 3 the backend's own report covers; -1: it has reported nothing
     7..10   its report: prompt, completion (-1: not said), cached, reasoning tokens
-    11..51  the target's name, up to a zero byte
-    52..63  what it is priced at (`routing.table.Prices.text`), up to a zero byte
+    11..51  the target's name, up to a zero byte; of another request as long as 1 is zero
+    52..63  what it is priced at (`routing.table.Prices.text`), the same
 """
 
 from __future__ import annotations
