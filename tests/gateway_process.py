@@ -121,9 +121,11 @@ class Gateway:
     def kill(self) -> None:
         """kill -9 of everything at once."""
         if self.process is not None:
-            for pid in self.children(""):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            # stopped first: whoever is left for a moment after the supervisor is told to end, and would say goodbye
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in self.children(""):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
             self.process.wait()
             deadline_s = time.monotonic() + 10
             while self.children("gateway.") and time.monotonic() < deadline_s:  # until then they hold the port and the ledger
