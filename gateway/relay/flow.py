@@ -561,16 +561,15 @@ class Flow:
     def _outgoing(self, target: Target, peek: Peek, asks_usage: bool) -> bytes:
         """The body for this target: the client's, with as few bytes changed as may be."""
         operation = self.request.operation
-        parameters = self._serving.parameters
-        if target.upstream_model == peek.model and not asks_usage and not self._spliced and not parameters:
-            return self._body
         values: dict[str, bytes] = {}
         if target.upstream_model != peek.model:
             values["model"] = orjson.dumps(target.upstream_model)
         if asks_usage:
             options = peek.fields.get("stream_options") or {}
             values["stream_options"] = orjson.dumps({**options, "include_usage": True})
-        values.update(self._spliced)
+        if self._spliced:
+            values.update(self._spliced)
+        parameters = self._serving.parameters
         if parameters and not operation.inside:
             for name, default in operation.parameters(parameters, peek).items():
                 values.setdefault(name, orjson.dumps(default))

@@ -24,7 +24,7 @@ LIMIT_NAMES: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens"
 ACTED_ON: Final = frozenset({"model", "stream", "stream_options", "n", "best_of", *LIMIT_NAMES})
 
 # Keys that clients commonly send and that are no twin of ours: spares the case-fold below. Not a list of what is allowed: all is.
-_COMMON: Final = ACTED_ON | frozenset(
+_COMMON: Final = frozenset(
     "messages prompt input temperature top_p stop seed tools tool_choice response_format presence_penalty frequency_penalty logprobs "
     "top_logprobs user encoding_format dimensions metadata store logit_bias parallel_tool_calls echo suffix".split()
 )

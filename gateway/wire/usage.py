@@ -28,9 +28,6 @@ class Usage:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Usage) and self._all() == other._all()
 
-    def __hash__(self) -> int:
-        return hash(self._all())
-
     def __repr__(self) -> str:
         return f"Usage{self._all()}"
 
